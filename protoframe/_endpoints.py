@@ -1,0 +1,281 @@
+"""`listen` and `connect`: conversations from endpoint strings.
+
+Knows where; what happens there is `Factory`'s and the connection's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import clientFromString, serverFromString
+from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.error import TimeoutError as TwistedTimeoutError
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IReactorTime,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
+from twisted.internet.protocol import ClientFactory
+from twisted.python.failure import Failure
+
+from protoframe._clock import clock_of
+from protoframe._connection import Connection
+from protoframe._context import deadline_variable
+from protoframe._factory import AGENT, method_table
+from protoframe._protocol import Protocol
+from protoframe._stream import StreamCarrier
+from protoframe.core.limits import Limits
+from protoframe.core.state import Role
+from protoframe.errors import ConnectFailed, DeadlineExceeded, Error, VersionMismatch
+
+__all__ = ["Connecting", "connect", "listen"]
+
+P = TypeVar("P", bound=Protocol[Any])
+
+_BRACKETS = re.compile(r"^(\w+):\[([0-9A-Fa-f:.]+)(%\w+)?\](?=:|$)")
+_PORTS = re.compile(r"^(?:tcp|tcp6|ssl|tls)$")
+
+
+def listen(reactor: Any, where: str | IStreamServerEndpoint, factory: Any) -> Deferred[IListeningPort]:
+    """Serves a `Factory`.
+
+    :param where: a Twisted server endpoint string, such as ``tcp:12000``, ``tcp6:12000``, ``unix:/run/x.sock`` or
+        ``ssl:12000:privateKey=key.pem:certKey=cert.pem``; or an endpoint.
+    :return: fires with the listening port; ``port.stopListening()`` ends it, ``port.getHost()`` tells its address.
+
+    It fails with `ValueError` where the string is wrong, and with Twisted's `CannotListenError` where the port is taken.
+    """
+    if getattr(factory, "reactor", reactor) is None:
+        factory.reactor = reactor
+    return maybeDeferred(_listen, reactor, where, factory)
+
+
+def _listen(reactor: Any, where: Any, factory: Any) -> Deferred[IListeningPort]:
+    endpoint = server_endpoint(reactor, where) if isinstance(where, str) else where
+    listening: Deferred[IListeningPort] = endpoint.listen(factory)
+    return listening
+
+
+def server_endpoint(reactor: Any, where: str) -> IStreamServerEndpoint:
+    """The endpoint of a server string.
+
+    :raises ValueError: the string is wrong; the text says how, on one line.
+    """
+    _check_port(where, 1)
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, where)
+    except Exception as error:
+        raise ValueError(f"{where!r} is no place to listen: {_one_line(error)}") from None
+    return endpoint
+
+
+def client_endpoint(reactor: Any, where: str) -> IStreamClientEndpoint:
+    """The endpoint of a client string.
+
+    :raises ValueError: the string is wrong; the text says how, on one line.
+    """
+    where = _BRACKETS.sub(lambda match: f"{match[1]}:{(match[2] + (match[3] or '')).replace(':', chr(92) + ':')}", where)
+    _check_port(where, 2)
+    try:
+        endpoint: IStreamClientEndpoint = clientFromString(reactor, where)
+    except Exception as error:
+        raise ValueError(f"{where!r} is no place to connect to: {_one_line(error)}") from None
+    return endpoint
+
+
+def _check_port(where: str, position: int) -> None:
+    # Twisted takes any number here and fails when it is used, in a way that depends on the platform.
+    parts = re.split(r"(?<!\\):", where)
+    if _PORTS.match(parts[0]):
+        named = [part[5:] for part in parts if part.startswith("port=")]
+        text = named[0] if named else (parts[position] if position < len(parts) else "")
+        if text.isdecimal() and int(text) > 65535:
+            raise ValueError(f"{where!r}: port {text} is above 65535")
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, TypeError):
+        # A wrong or a missing part of the string reaches a Python function as an argument; its words are about that.
+        return "a part of it is missing, unknown or too many"
+    if isinstance(error, IndexError | KeyError):
+        return "a part of it is missing"
+    text = " ".join(str(error).split())
+    return text if text else type(error).__name__
+
+
+class _ClientFactory(ClientFactory):
+    noisy = False
+
+    def __init__(self, reactor: IReactorTime, limits: Limits, serving: list[Protocol[Any]]) -> None:
+        self._reactor = reactor
+        self._limits = limits
+        self._serving = serving
+        self._table = method_table(tuple(type(protocol) for protocol in serving))
+
+    def buildProtocol(self, addr: Any) -> StreamCarrier:
+        def connection(carrier: StreamCarrier, address: Any) -> Connection:
+            return Connection(
+                Role.INITIATOR,
+                self._reactor,
+                self._limits,
+                self._table,
+                self._serving,
+                carrier,
+                address,
+                AGENT,
+            )
+
+        return StreamCarrier(connection, self._limits, clock_of(self._reactor), pauses_peer=False)
+
+
+def connect(
+    reactor: Any,
+    where: str | IStreamClientEndpoint,
+    protocol: type[P],
+    *,
+    serving: Protocol[Any] | type[Protocol[Any]] | None = None,
+    limits: Limits | None = None,
+) -> Connecting[P]:
+    """Opens a conversation with a server.
+
+    Used as ``async with connect(reactor, "tcp:127.0.0.1:12000", Speech) as speech:``, it gives a proxy, typed as the
+    Protocol, and closes in order when the block ends.  Awaited instead, it gives the same proxy, and
+    `Connecting.close` closes.
+
+    :param where: a Twisted client endpoint string, such as ``tcp:host:port``, ``tls:host:port`` or ``unix:path``; an IPv6
+        address may stand in brackets (``tcp:[::1]:12000``); or an endpoint.
+    :param protocol: what the server answers.
+    :param serving: what this end answers, where the server may call it: a Protocol, or its class.
+    :param limits: what this end takes of the server.
+    :raises ValueError: ``where`` is wrong.
+    :raises TypeError: the Protocol has a signature that cannot travel.
+
+    Opening takes `Limits.handshake_timeout` at most, or what is left of `timeout`.  It fails with `ConnectFailed` where
+    nothing listens or what listens does not speak the wire format, with `VersionMismatch`, or with `DeadlineExceeded`.
+    """
+    if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
+        raise TypeError(f"connect calls a subclass of protoframe.Protocol, not {protocol!r}")
+    endpoint = client_endpoint(reactor, where) if isinstance(where, str) else where
+    if isinstance(serving, type):
+        serving = serving()
+    served = [serving] if serving is not None else []
+    name = where if isinstance(where, str) else repr(where)
+    return Connecting(reactor, endpoint, name, protocol, served, limits if limits is not None else Limits())
+
+
+class Connecting(Generic[P]):
+    """A conversation from the end that opens it: what `connect` returns."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        where: str,
+        protocol: type[P],
+        serving: list[Protocol[Any]],
+        limits: Limits,
+    ) -> None:
+        self._reactor = reactor
+        self._endpoint = endpoint
+        self._where = where
+        self._protocol = protocol
+        self._limits = limits
+        self._factory = _ClientFactory(reactor, limits, serving)
+        self._connection: Connection | None = None
+
+    def __await__(self) -> Generator[Any, Any, P]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> P:
+        return await self._open()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def connection(self) -> Connection:
+        """The open connection.
+
+        :raises ConnectFailed: there is none.
+        """
+        if self._connection is None:
+            raise ConnectFailed(f"{self._where}: not connected")
+        return self._connection
+
+    def close(self) -> Deferred[None]:
+        """Ends the conversation in order; fires when the connection is gone.  Calls without an answer fail."""
+        if self._connection is None:
+            done: Deferred[None] = Deferred()
+            done.callback(None)
+            return done
+        return self._connection.close()
+
+    async def _open(self) -> P:
+        if self._connection is not None:
+            raise ConnectFailed(f"{self._where}: connected already; call connect() again for another conversation")
+        deadline = deadline_variable.get()
+        seconds = self._limits.handshake_timeout
+        if deadline is not None:
+            seconds = min(seconds, max(0.0, deadline.remaining()))
+        attempt: Deferred[Any] = self._endpoint.connect(self._factory)
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            attempt.cancel()
+
+        timer = self._reactor.callLater(seconds, expire)
+        try:
+            carrier = await attempt
+            # A wrapper, such as the one for TLS, gives the protocol itself.
+            connection: Connection = carrier.connection
+            attempt = connection.opened
+            await attempt
+        except Exception as error:
+            raise self._explain(error, seconds if expired else None) from None
+        finally:
+            if timer.active():
+                timer.cancel()
+        self._connection = connection
+        proxy: P = connection.proxy(self._protocol)
+        return proxy
+
+    def _explain(self, error: Exception, seconds: float | None) -> Error:
+        """What went wrong, as one of this package's errors."""
+        where = self._where
+        explained: Error
+        if seconds is not None or isinstance(error, TwistedTimeoutError):
+            after = f" within {seconds:g} s" if seconds is not None else ""
+            explained = DeadlineExceeded(f"{where} did not answer{after}")
+        elif isinstance(error, VersionMismatch):
+            explained = VersionMismatch(f"{where}: {error.message}")
+        elif isinstance(error, Error):
+            explained = ConnectFailed(f"{where}: {error.message}")
+        elif isinstance(error, DNSLookupError):
+            explained = ConnectFailed(f"{where}: no such host")
+        elif isinstance(error, ConnectError):
+            explained = ConnectFailed(f"{where}: {_connect_reason(error)}")
+        else:
+            text = Failure(error).getErrorMessage()
+            explained = ConnectFailed(f"{where}: {text or type(error).__name__}")
+        explained.may_have_run = False
+        return explained
+
+
+def _connect_reason(error: ConnectError) -> str:
+    cause = error.osError
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror[:1].lower() + cause.strerror[1:]
+    text = str(error).strip().rstrip(".")
+    return text[:1].lower() + text[1:]

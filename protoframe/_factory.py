@@ -1,0 +1,139 @@
+"""`Factory`: serves Protocols on any Twisted stream endpoint.
+
+Knows how an address becomes a conversation; where to listen is `protoframe.listen`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.protocol import Factory as TwistedFactory
+
+from protoframe._clock import clock_of
+from protoframe._connection import Connection, MethodTable
+from protoframe._protocol import Protocol
+from protoframe._stream import StreamCarrier
+from protoframe._version import __version__
+from protoframe.core.limits import Limits
+from protoframe.core.schema import Method, methods_of, wire_names
+from protoframe.core.state import Role
+from protoframe.reflection import Reflection
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+__all__ = ["AGENT", "Factory"]
+
+P = TypeVar("P", bound=Protocol[Any])
+
+AGENT = f"protoframe/{__version__}"
+
+
+class Factory(TwistedFactory):
+    """Serves one or more Protocols to everyone who connects.
+
+    It is an `IProtocolFactory`, so any stream endpoint listens with it, and `protoframe.listen` does so from a string.
+    Each conversation gets instances of its own, made by `create`; state that they share can live on a subclass::
+
+        class BankFactory(Factory):
+            def __init__(self, accounts):
+                super().__init__(Bank)
+                self.accounts = accounts
+
+            def create(self, protocol):
+                return Bank(self.accounts)
+
+    :param protocols: the Protocol classes to serve.
+    :param limits: what this end takes of its peers.
+    :param reflection: whether peers may ask what is served.
+    :param reactor: for timers; by default the one that `protoframe.listen` was given, or else the installed one.
+    :raises TypeError: no Protocol is given, or one has a signature that cannot travel.
+    :raises ValueError: two Protocols serve methods of the same name.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        *protocols: type[Protocol[Any]],
+        limits: Limits | None = None,
+        reflection: bool = True,
+        reactor: IReactorTime | None = None,
+    ) -> None:
+        if not protocols:
+            raise TypeError("a Factory serves at least one Protocol")
+        for protocol in protocols:
+            if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
+                raise TypeError(f"a Factory serves subclasses of protoframe.Protocol, not {protocol!r}")
+        self.limits = limits if limits is not None else Limits()
+        self.reactor = reactor
+        self.protocols = protocols
+        self._reflects = reflection
+        self._connections: set[Connection] = set()
+        self._served = (*protocols, Reflection) if reflection else protocols
+        self._table = method_table(self._served)
+
+    @property
+    def connections(self) -> AbstractSet[Connection]:
+        """The connections that are open now."""
+        return frozenset(self._connections)
+
+    @property
+    def methods(self) -> list[Method]:
+        """What is served, but for what only looks at it."""
+        return [method for protocol in self.protocols for method in methods_of(protocol).values() if method.function]
+
+    def create(self, protocol: type[P]) -> P:
+        """Makes the instance of a Protocol that serves one conversation; override it to pass arguments."""
+        return protocol()
+
+    def buildProtocol(self, addr: IAddress | None) -> StreamCarrier | None:
+        """Makes what handles the connection of a peer; a subclass may return ``None`` to turn the peer away."""
+        reactor = self.reactor
+        if reactor is None:
+            from twisted.internet import reactor as installed
+
+            reactor = self.reactor = IReactorTime(installed)
+
+        def connect(carrier: StreamCarrier, address: Any) -> Connection:
+            connection = Connection(
+                Role.ACCEPTOR,
+                reactor,
+                self.limits,
+                self._table,
+                [self._create(protocol) for protocol in self._served],
+                carrier,
+                address,
+                AGENT,
+            )
+            connection.opened.addErrback(lambda _: None)
+            connection.closed.addCallback(lambda _: self._connections.discard(connection))
+            self._connections.add(connection)
+            return connection
+
+        carrier = StreamCarrier(connect, self.limits, clock_of(reactor), pauses_peer=True)
+        carrier.factory = self
+        return carrier
+
+    def _create(self, protocol: type[Any]) -> Any:
+        instance = Reflection() if protocol is Reflection else self.create(protocol)
+        instance.factory = self
+        return instance
+
+
+def method_table(protocols: tuple[type[Protocol[Any]], ...]) -> MethodTable:
+    """What Protocols serve, by the names on the wire.
+
+    :raises TypeError: a signature cannot travel.
+    :raises ValueError: two Protocols serve methods of the same name.
+    """
+    table: dict[bytes, tuple[Method, int]] = {}
+    for index, protocol in enumerate(protocols):
+        methods: Mapping[str, Method] = methods_of(protocol)
+        for method in methods.values():
+            for name in wire_names(protocol, method):
+                if table.setdefault(name.encode(), (method, index))[1] != index:
+                    raise ValueError(f"{name} is served by {protocols[table[name.encode()][1]].__name__} and {protocol.__name__}")
+    return table

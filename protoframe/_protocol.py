@@ -1,0 +1,133 @@
+"""`Protocol` and ``@request``: how an application-layer protocol is declared.
+
+Knows declarations alone: what they say is read by `protoframe.core.schema`, and conversations are held by
+`protoframe._connection`.
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from protoframe.core.schema import MARK, NAME, RequestOptions
+from protoframe.errors import Error, LocalProtocolError
+
+if TYPE_CHECKING:
+    from twisted.python.failure import Failure
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    from protoframe._factory import Factory
+
+    PeerT = TypeVarWithDefault("PeerT", default=Any)
+else:
+    PeerT = TypeVar("PeerT")
+
+__all__ = ["Protocol", "request"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Protocol(Generic[PeerT]):
+    """One end of a conversation, and the declaration of what that end answers.
+
+    Subclass it and decorate methods with `request`.  For each conversation there is one instance, made by
+    `Factory.create`; state that conversations share belongs to the factory.
+
+    A Protocol's name on the wire is its class's; ``class Speech2(Protocol, name="Speech")`` gives another.
+    ``Protocol["ChatClient"]`` says what the other end answers, which is how `peer` is typed.
+
+    :ivar factory: the `Factory` that serves this conversation; not set at the end that connects.
+    """
+
+    factory: Factory
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ValueError(f"{cls.__name__}: name: expected identifiers with dots between, got {name!r}")
+            setattr(cls, NAME, name)
+
+    @property
+    def peer(self) -> PeerT:
+        """The typed proxy of the other end.
+
+        :raises LocalProtocolError: the class does not say what the other end answers (``Protocol[...]``), or there is no
+            conversation yet.
+        """
+        proxy: PeerT | None = self.__dict__.get("_protoframe_peer")
+        if proxy is None:
+            make = self.__dict__.get("_protoframe_make_peer")
+            if make is None:
+                raise LocalProtocolError(f"{type(self).__name__} has no conversation yet, and so no peer")
+            proxy = self.__dict__["_protoframe_peer"] = make(peer_class(type(self)))
+        return proxy
+
+    def connectionMade(self) -> None:
+        """Called when the conversation is open, before the first request is served."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Called when the conversation is over, once, if `connectionMade` was."""
+
+
+def peer_class(cls: type[Protocol[Any]]) -> type[Any]:
+    """The class X of ``class Y(Protocol[X])``.
+
+    :raises LocalProtocolError: the class does not say, or names something that is no Protocol.
+    """
+    for base in cls.__mro__:
+        for generic in base.__dict__.get("__orig_bases__", ()):
+            if typing.get_origin(generic) is Protocol:
+                (peer,) = typing.get_args(generic)
+                if isinstance(peer, typing.ForwardRef):
+                    names = vars(sys.modules[base.__module__])
+                    peer = names.get(peer.__forward_arg__, peer)
+                if isinstance(peer, type) and issubclass(peer, Protocol):
+                    return peer
+                raise LocalProtocolError(f"{base.__name__}: Protocol[{peer}] names no Protocol")
+    raise LocalProtocolError(f"{cls.__name__} does not say what its peer answers; write Protocol[...]")
+
+
+@overload
+def request(function: F, /) -> F: ...
+@overload
+def request(
+    *,
+    idempotent: bool = False,
+    timeout: float | None = None,
+    raises: Iterable[type[Error]] = (),
+    max_size: int | None = None,
+) -> Callable[[F], F]: ...
+def request(
+    function: Any = None,
+    /,
+    *,
+    idempotent: bool = False,
+    timeout: float | None = None,
+    raises: Iterable[type[Error]] = (),
+    max_size: int | None = None,
+) -> Any:
+    """Makes a method of a `Protocol` one that the other end can call.
+
+    Parameters and result are annotated with types that msgspec knows.  The method may be ``async def``, return a Deferred,
+    or return its result at once.  A body of ``...`` or ``raise NotImplementedError`` declares the method without serving it.
+
+    :param idempotent: running it twice does what running it once does, so a retry is safe.
+    :param timeout: seconds that a call may take where its caller sets no deadline.
+    :param raises: the errors that travel as themselves; whatever else is raised reaches the caller as `Internal`.
+    :param max_size: bytes that the encoded arguments, and the encoded result, may have; at most, and by default, what
+        `Limits.max_message` of both ends allows.
+    :raises TypeError: ``raises`` holds something that is no `Error` class, or two of one name.
+    :raises ValueError: ``timeout`` or ``max_size`` is out of bounds.
+    """
+    options = RequestOptions(idempotent=idempotent, timeout=timeout, raises=tuple(raises), max_size=max_size)
+
+    def mark(function: F) -> F:
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(f"@request decorates methods, not {function!r}")
+        setattr(function, MARK, options)
+        return function
+
+    return mark if function is None else mark(function)

@@ -1,0 +1,130 @@
+"""Twisted stream transports as a carrier: TCP, TLS, UNIX sockets, and whatever else an endpoint connects.
+
+Knows `ITransport` and where bytes go; what they mean is `protoframe.core.stream`'s and the connection's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from protoframe._connection import Connection
+from protoframe.core.frames import serialize_preface
+from protoframe.core.limits import Limits
+from protoframe.core.stream import FrameReader
+from protoframe.errors import RemoteProtocolError, VersionMismatch
+
+__all__ = ["StreamCarrier"]
+
+
+@implementer(IPushProducer)
+class StreamCarrier(TwistedProtocol):
+    """The `IProtocol` of one stream connection.
+
+    :param connect: makes the connection that this carries, given the carrier and the peer's address.
+    :param limits: what this end takes.
+    :param clock: gives the time.
+    :ivar connection: what is carried, from `connectionMade` on.
+    """
+
+    connection: Connection
+    transport: Any
+
+    def __init__(
+        self,
+        connect: Callable[[StreamCarrier, Any], Connection],
+        limits: Limits,
+        clock: Callable[[], float],
+        *,
+        pauses_peer: bool,
+    ) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._pauses_peer = pauses_peer
+        self._reader = FrameReader(limits.max_frame, limits.frame_timeout)
+
+    # IProtocol
+
+    def connectionMade(self) -> None:
+        """Greets the peer."""
+        transport = self.transport
+        set_no_delay = getattr(transport, "setTcpNoDelay", None)
+        if set_no_delay is not None:
+            # Frames are gathered before they are written; Nagle's algorithm could only hold them up.
+            set_no_delay(True)
+        self.connection = self._connect(self, transport.getPeer())
+        transport.registerProducer(self, True)
+        transport.write(serialize_preface())
+        self.connection.start()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Takes what came."""
+        try:
+            frames = self._reader.feed(data, self._clock())
+        except (RemoteProtocolError, VersionMismatch) as error:
+            self.connection.violated(error)
+        else:
+            if frames:
+                self.connection.frames_received(frames)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tells the connection."""
+        self.connection.lost(reason)
+
+    # IPushProducer: the transport says when it has enough to send.
+
+    def pauseProducing(self) -> None:
+        """The peer reads slower than this end writes.
+
+        A server reads no more requests until its answers are read; a client goes on reading answers in any case, so
+        that two ends never wait for each other.
+        """
+        self.connection.pause()
+        if self._pauses_peer:
+            self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """The peer has caught up."""
+        if self._pauses_peer:
+            self.transport.resumeProducing()
+        self.connection.resume()
+
+    def stopProducing(self) -> None:
+        """The transport is gone; `connectionLost` follows."""
+
+    # Carrier
+
+    def send(self, frames: list[bytes]) -> None:
+        """Writes frames, all at once."""
+        self.transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+
+    def close(self) -> None:
+        """Closes when all is written."""
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        abort = getattr(self.transport, "abortConnection", None)
+        if abort is not None:
+            abort()
+        else:
+            self.transport.loseConnection()
+
+    def next_timer(self) -> float | None:
+        """When a frame that is on the way has taken too long."""
+        return self._reader.next_timer()
+
+    def handle_timer(self, now: float) -> None:
+        """
+        :raises RemoteProtocolError: a frame has taken too long.
+        """
+        self._reader.handle_timer(now)
+
+

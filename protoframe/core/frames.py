@@ -1,0 +1,353 @@
+"""The layout of every frame, read and written; ``docs/wire-format.md`` specifies it.
+
+Knows octets alone: not which frame may come when (`protoframe.core.conversation`), nor where a frame ends in a stream of
+bytes (`protoframe.core.stream`).  All integers are in network byte order.
+
+A frame is a header of 12 octets and a payload::
+
+    u16  length of the payload
+    u8   kind
+    u8   flags
+    u64  call id; 0 in a frame that concerns the whole conversation
+
+A message (REQUEST, RESPONSE, ERROR) that is longer than a frame is cut: its first frame has the flag MORE and opens with
+the length of the whole message (u32), and CHUNK frames with the same call id carry the rest, all but the last with MORE.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+import msgspec
+
+from protoframe.core.limits import LARGEST_FRAME, SMALLEST_FRAME
+from protoframe.errors import RemoteProtocolError, VersionMismatch
+
+__all__ = [
+    "FIRST_VERSION",
+    "HEADER",
+    "LAST_VERSION",
+    "PREFACE_LENGTH",
+    "ErrorBody",
+    "Flag",
+    "Frame",
+    "GoAway",
+    "Hello",
+    "Kind",
+    "RequestHead",
+    "agree_on_version",
+    "parse_preface",
+    "serialize_frame",
+    "serialize_message",
+    "serialize_preface",
+]
+
+MAGIC = b"\x89PF\n"
+FIRST_VERSION = 1
+LAST_VERSION = 1
+
+_PREFACE = struct.Struct("!4sBBH")
+PREFACE_LENGTH = _PREFACE.size
+
+HEADER = struct.Struct("!HBBQ")
+_TOTAL = struct.Struct("!I")
+_REQUEST = struct.Struct("!IHH")
+_ERROR = struct.Struct("!HBH")
+_GOAWAY = struct.Struct("!HQ")
+
+#: A deadline is told in milliseconds; the longest is some 49 days.
+LONGEST_REMAINING = 0xFFFFFFFF / 1000
+LONGEST_METHOD = 255
+LONGEST_METADATA = 0xFFFF
+#: Octets of the text of an ERROR or a GOAWAY.
+LONGEST_TEXT = 1024
+
+
+class Kind(enum.IntEnum):
+    """What a frame is.  A receiver skips kinds from 0x80 on that it does not know, and refuses other unknown ones."""
+
+    HELLO = 0x01
+    REQUEST = 0x02
+    RESPONSE = 0x03
+    ERROR = 0x04
+    CHUNK = 0x05
+    CANCEL = 0x06
+    PING = 0x07
+    PONG = 0x08
+    GOAWAY = 0x09
+
+
+FIRST_SKIPPED_KIND = 0x80
+
+
+class Flag(enum.IntFlag):
+    """Bits of a frame's flags; a receiver ignores those that it does not know."""
+
+    MORE = 0x01
+    """REQUEST, RESPONSE, ERROR, CHUNK: the message goes on in a CHUNK."""
+    NOT_PROCESSED = 0x02
+    """ERROR: the call certainly did not run."""
+    JSON = 0x04
+    """REQUEST: arguments, result and the detail of an error are JSON (RFC 8259), not msgpack."""
+
+
+# The hot paths compare and combine plain integers.
+_MORE = int(Flag.MORE)
+
+
+class Frame(NamedTuple):
+    """One frame: its kind, flags, call id and payload."""
+
+    kind: int
+    flags: int
+    call_id: int
+    payload: bytes
+
+
+def serialize_frame(kind: int, flags: int, call_id: int, payload: bytes) -> bytes:
+    """The octets of one frame; the payload is at most 65,524 octets."""
+    return HEADER.pack(len(payload), kind, flags, call_id) + payload
+
+
+def serialize_message(kind: int, flags: int, call_id: int, message: bytes, max_frame: int) -> list[bytes]:
+    """The frames that a message takes, where none may be longer than ``max_frame`` octets."""
+    room = max_frame - HEADER.size
+    if len(message) <= room:
+        return [HEADER.pack(len(message), kind, flags, call_id) + message]
+    taken = room - _TOTAL.size
+    frames = [
+        HEADER.pack(room, kind, flags | _MORE, call_id) + _TOTAL.pack(len(message)) + message[:taken],
+    ]
+    while taken < len(message):
+        part = message[taken : taken + room]
+        taken += len(part)
+        frames.append(HEADER.pack(len(part), Kind.CHUNK, _MORE if taken < len(message) else 0, call_id) + part)
+    return frames
+
+
+def parse_total(payload: bytes) -> tuple[int, bytes]:
+    """The length of a whole message and its first part, from the payload of a first frame with MORE.
+
+    :raises RemoteProtocolError: the payload is too short, or the first part is the whole message or more.
+    """
+    if len(payload) < _TOTAL.size:
+        raise RemoteProtocolError(f"a first frame with MORE has at least 4 octets, not {len(payload)}")
+    (total,) = _TOTAL.unpack_from(payload)
+    part = payload[_TOTAL.size :]
+    if len(part) >= total:
+        raise RemoteProtocolError(f"a message of {total} octets has no use for MORE after {len(part)}")
+    return total, part
+
+
+# The preface.
+
+
+def serialize_preface(first: int = FIRST_VERSION, last: int = LAST_VERSION) -> bytes:
+    """What opens a conversation: the magic and the range of versions that this end speaks."""
+    return _PREFACE.pack(MAGIC, first, last, 0)
+
+
+def parse_preface(data: bytes) -> tuple[int, int]:
+    """The first and the last version that the peer speaks, from its 8 octets.
+
+    :raises RemoteProtocolError: this is not the magic; the text says what it looks like.
+    """
+    magic, first, last, _ = _PREFACE.unpack(data)
+    if magic != MAGIC:
+        raise RemoteProtocolError(f"the peer does not speak protoframe: it opened with {describe(data)}")
+    if not 0 < first <= last:
+        raise RemoteProtocolError(f"the peer speaks versions {first} to {last}, which is no range")
+    return first, last
+
+
+def opens_like_a_preface(data: bytes) -> bool:
+    """Whether the first octets of a conversation, however few, may become a preface."""
+    return data[: len(MAGIC)] == MAGIC[: len(data)]
+
+
+def agree_on_version(first: int, last: int) -> int:
+    """The version to speak with a peer that speaks ``first`` to ``last``: the latest that both do.
+
+    :raises VersionMismatch: there is none.
+    """
+    if first > LAST_VERSION or last < FIRST_VERSION:
+        raise VersionMismatch(
+            f"no version in common: the peer speaks {_range(first, last)}, this end {_range(FIRST_VERSION, LAST_VERSION)}",
+        )
+    return min(last, LAST_VERSION)
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first} to {last}"
+
+
+def describe(data: bytes) -> str:
+    """The first octets of what came, fit for one line of a log."""
+    return repr(data[:16])[1:]
+
+
+# Payloads.
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """HELLO: the settings of the end that sends it, as a msgpack map.  Unknown keys are ignored.
+
+    :ivar max_frame: octets of a frame that it takes, header included.
+    :ivar max_message: octets of a message that it takes.
+    :ivar max_unfinished: octets of messages that it holds while their rest is on the way, of all calls together.
+    :ivar max_calls: calls that it serves at once.
+    :ivar agent: what it is, for people who read captures.
+    """
+
+    max_frame: int
+    max_message: int
+    max_unfinished: int
+    max_calls: int
+    agent: str = ""
+
+    def check(self) -> None:
+        """:raises RemoteProtocolError: a setting is out of its bounds."""
+        if not SMALLEST_FRAME <= self.max_frame <= LARGEST_FRAME:
+            raise RemoteProtocolError(f"HELLO: max_frame is {self.max_frame}, not {SMALLEST_FRAME} to {LARGEST_FRAME}")
+        if not 0 < self.max_message < 1 << 32:
+            raise RemoteProtocolError(f"HELLO: max_message is {self.max_message}, not 1 to {(1 << 32) - 1}")
+        if self.max_unfinished < self.max_message:
+            raise RemoteProtocolError(f"HELLO: max_unfinished is {self.max_unfinished}, below max_message")
+        if not 0 <= self.max_calls < 1 << 32:
+            raise RemoteProtocolError(f"HELLO: max_calls is {self.max_calls}, not 0 to {(1 << 32) - 1}")
+
+    def serialize(self) -> bytes:
+        """The payload of a HELLO frame."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Hello:
+        """
+        :raises RemoteProtocolError: the payload is longer than any HELLO, or no map of settings in their bounds.
+        """
+        if len(payload) > SMALLEST_FRAME:
+            raise RemoteProtocolError(f"HELLO: {len(payload)} octets are more than {SMALLEST_FRAME}")
+        try:
+            hello = _decode_hello(payload)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise RemoteProtocolError(f"HELLO: {error}") from None
+        hello.check()
+        return hello
+
+
+_decode_hello = msgspec.msgpack.Decoder(Hello).decode
+
+
+class RequestHead(NamedTuple):
+    """What stands before the arguments in a REQUEST.
+
+    ``u32`` remaining time in milliseconds, ``u16`` length of the method's name, ``u16`` length of the metadata, the name
+    (UTF-8), the metadata (a msgpack map of strings, or nothing), and up to the end the arguments (a map by name).
+    """
+
+    remaining: float
+    method: bytes
+    metadata: bytes
+    arguments: bytes
+
+
+def serialize_request(remaining: float, method: bytes, metadata: bytes, arguments: bytes) -> bytes:
+    """The message of a REQUEST; ``remaining`` seconds are rounded down, so that no hop extends a deadline."""
+    milliseconds = int(remaining * 1000) if remaining < LONGEST_REMAINING else 0xFFFFFFFF
+    return b"%b%b%b%b" % (
+        _REQUEST.pack(milliseconds if milliseconds > 0 else 0, len(method), len(metadata)),
+        method,
+        metadata,
+        arguments,
+    )
+
+
+def parse_request(message: bytes) -> RequestHead:
+    """
+    :raises RemoteProtocolError: the lengths do not fit the message.
+    """
+    try:
+        milliseconds, name, metadata = _REQUEST.unpack_from(message)
+    except struct.error:
+        raise RemoteProtocolError(f"REQUEST: {len(message)} octets are too few") from None
+    after_name = 8 + name
+    after_metadata = after_name + metadata
+    if after_metadata > len(message) or not 0 < name <= LONGEST_METHOD:
+        raise RemoteProtocolError(f"REQUEST: {name} octets of name and {metadata} of metadata in {len(message)}")
+    return RequestHead(
+        milliseconds / 1000,
+        message[8:after_name],
+        message[after_name:after_metadata],
+        message[after_metadata:],
+    )
+
+
+class ErrorBody(NamedTuple):
+    """ERROR: ``u16`` status, ``u8`` length of the type's name, ``u16`` length of the text, the name, the text (both
+    UTF-8), and up to the end the typed detail (a map by name, in the encoding of the call; may be empty).
+    """
+
+    status: int
+    name: str
+    text: str
+    detail: bytes = b""
+
+    def serialize(self) -> bytes:
+        """The message of an ERROR; a longer text is cut to 1,024 octets."""
+        name = self.name.encode("utf-8", "replace")[:255]
+        text = cut(self.text)
+        return _ERROR.pack(self.status, len(name), len(text)) + name + text + self.detail
+
+    @classmethod
+    def parse(cls, message: bytes) -> ErrorBody:
+        """
+        :raises RemoteProtocolError: the lengths do not fit the message.
+        """
+        try:
+            status, name_length, text_length = _ERROR.unpack_from(message)
+        except struct.error:
+            raise RemoteProtocolError(f"ERROR: {len(message)} octets are too few") from None
+        after_name = _ERROR.size + name_length
+        after_text = after_name + text_length
+        if after_text > len(message):
+            raise RemoteProtocolError(f"ERROR: {name_length} and {text_length} octets of text in {len(message)}")
+        return cls(
+            status,
+            message[_ERROR.size : after_name].decode("utf-8", "replace"),
+            message[after_name:after_text].decode("utf-8", "replace"),
+            message[after_text:],
+        )
+
+
+class GoAway(NamedTuple):
+    """GOAWAY: ``u16`` status (0: an orderly end), ``u64`` the highest call id of the receiver that was or will be
+    processed (0: none), and up to the end a text (UTF-8).
+    """
+
+    status: int
+    last_call_id: int
+    text: str
+
+    def serialize(self) -> bytes:
+        """The payload of a GOAWAY frame; a longer text is cut to 1,024 octets."""
+        return _GOAWAY.pack(self.status, self.last_call_id) + cut(self.text)
+
+    @classmethod
+    def parse(cls, payload: bytes) -> GoAway:
+        """
+        :raises RemoteProtocolError: the payload is too short.
+        """
+        if len(payload) < _GOAWAY.size:
+            raise RemoteProtocolError(f"GOAWAY: {len(payload)} octets are too few")
+        status, last_call_id = _GOAWAY.unpack_from(payload)
+        return cls(status, last_call_id, payload[_GOAWAY.size :].decode("utf-8", "replace"))
+
+
+def cut(text: str) -> bytes:
+    """The UTF-8 of a text, cut at a character where it is longer than a frame should carry."""
+    octets = text.encode("utf-8", "replace")
+    if len(octets) > LONGEST_TEXT:
+        octets = octets[:LONGEST_TEXT].decode("utf-8", "ignore").encode()
+    return octets

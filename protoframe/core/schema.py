@@ -1,0 +1,425 @@
+"""What a Protocol's annotations say: its methods, and the codecs of their parameters, results and errors.
+
+Knows Python signatures and msgspec; not who calls, nor what carries the octets.  Arguments travel as a map by name, so a
+parameter with a default can be added; the receiver ignores names that it does not know.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import copy
+import dataclasses
+import enum
+import functools
+import inspect
+import math
+import textwrap
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from protoframe.core.untrusted import Bounds, bounds_of, check_json, check_msgpack
+from protoframe.errors import (
+    Error,
+    InvalidArgument,
+    InvalidResponse,
+    build_error,
+    detail_fields,
+)
+
+__all__ = ["ErrorType", "Method", "RequestOptions", "error_type", "invalid_value", "methods_of", "protocol_name", "wire_names"]
+
+#: Under this name the options of ``@request`` stand on a function.
+MARK = "__protoframe_request__"
+#: Under this name a class that is asked to have another name on the wire keeps it.
+NAME = "__protoframe_name__"
+
+_CODEC_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+_IMMUTABLE = (type(None), bool, int, float, str, bytes, frozenset, enum.Enum)
+
+_encode_msgpack = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RequestOptions:
+    """What ``@request(...)`` says of a method; see `protoframe.request`."""
+
+    idempotent: bool = False
+    timeout: float | None = None
+    raises: tuple[type[Error], ...] = ()
+    max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not (self.timeout > 0 and math.isfinite(self.timeout)):
+            raise ValueError(f"timeout: expected a finite number of seconds above 0, got {self.timeout}")
+        if self.max_size is not None and self.max_size < 1:
+            raise ValueError(f"max_size: expected at least 1 byte, got {self.max_size}")
+        names: dict[str, type[Error]] = {}
+        for cls in self.raises:
+            if not (isinstance(cls, type) and issubclass(cls, Error)):
+                raise TypeError(f"raises: expected subclasses of protoframe.Error, got {cls!r}")
+            if names.setdefault(cls.__name__, cls) is not cls:
+                raise TypeError(f"raises: two errors are called {cls.__name__}")
+
+
+class ErrorType:
+    """A declared error: its class, the name it travels under, and the codec of its fields."""
+
+    def __init__(self, cls: type[Error]) -> None:
+        self.cls = cls
+        self.name = cls.__name__
+        hints = _hints(cls, f"error {cls.__name__}")
+        defaults = {field.name: field for field in dataclasses.fields(cls)}
+        fields: list[Any] = []
+        for name in detail_fields(cls):
+            field = defaults[name]
+            if field.default is not dataclasses.MISSING:
+                fields.append((name, hints[name], _default(field.default)))
+            elif field.default_factory is not dataclasses.MISSING:
+                fields.append((name, hints[name], msgspec.field(default_factory=field.default_factory)))
+            else:
+                fields.append((name, hints[name]))
+        self.fields = _struct(cls.__name__, (), fields, f"error {cls.__name__}")
+        _check_type(self.fields, f"error {cls.__name__}")
+
+    def encode(self, error: Error, json: bool) -> bytes:
+        """The detail of an error of this class, for the wire."""
+        detail = self.fields(**{name: getattr(error, name) for name in self.fields.__struct_fields__})
+        return _encode_json(detail) if json else _encode_msgpack(detail)
+
+    def decode(self, message: str, detail: bytes) -> Error:
+        """An error of this class, from its msgpack detail.
+
+        :raises InvalidResponse: the detail is not what the class's fields say.
+        """
+        try:
+            fields = msgspec.msgpack.decode(detail, type=self.fields)
+        except _CODEC_ERRORS as error:
+            raise InvalidResponse(f"{self.name}: {invalid_value(error)}") from None
+        return build_error(self.cls, message, msgspec.structs.asdict(fields))
+
+
+_error_types: dict[type[Error], ErrorType] = {}
+
+
+def error_type(cls: type[Error]) -> ErrorType:
+    """The codec of a class of errors; made once."""
+    known = _error_types.get(cls)
+    if known is None:
+        known = _error_types[cls] = ErrorType(cls)
+    return known
+
+
+class Method:
+    """One method of a Protocol.
+
+    :ivar protocol: the name of the Protocol that declares it.
+    :ivar name: its name there.
+    :ivar wire_name: ``protocol.name``, as it travels.
+    :ivar function: what serves it; ``None`` for a declaration alone.
+    :ivar doc: its docstring.
+    :ivar parameters: a Struct of its parameters.
+    :ivar result: the type of its result.
+    :raises TypeError: the signature cannot travel; the text says where and why.
+    """
+
+    def __init__(self, protocol: str, name: str, function: Callable[..., Any], options: RequestOptions) -> None:
+        self.protocol = protocol
+        self.name = name
+        self.options = options
+        self.doc = inspect.getdoc(function) or ""
+        where = f"{protocol}.{name}"
+        self.wire_name = where.encode()
+        if len(self.wire_name) > 255:
+            raise TypeError(f"{where}: the name is {len(self.wire_name)} octets long, and 255 are allowed")
+        hints = _hints(function, where)
+        self.function = None if is_declaration(function, hints) else function
+        self.parameters, self._positional, self._keywords = _parameters(function, hints, where)
+        self.result = _result_type(hints, where)
+        self.errors = {cls.__name__: error_type(cls) for cls in options.raises}
+        _check_type(self.parameters, where)
+        try:
+            self._decode_arguments = msgspec.msgpack.Decoder(self.parameters).decode
+            self._decode_result = msgspec.msgpack.Decoder(self.result).decode
+        except TypeError as error:
+            raise TypeError(f"{where}: {error}") from None
+        _check_type(self.result, f"{where}: result")
+        self.argument_bounds = bounds_of(self.parameters)
+        self.result_bounds = bounds_of(self.result)
+
+    def __repr__(self) -> str:
+        return f"<Method {self.protocol}.{self.name}>"
+
+    @functools.cached_property
+    def _decode_json_arguments(self) -> Callable[[bytes], msgspec.Struct]:
+        return msgspec.json.Decoder(self.parameters).decode
+
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """The arguments of a call, for the wire.
+
+        :raises TypeError: they do not fit the signature, or one is of a type that cannot travel.
+        """
+        return _encode_msgpack(self.parameters(*args, **kwargs))
+
+    def decode_arguments(self, octets: bytes, max_nesting: int, *, json: bool = False) -> tuple[Any, ...]:
+        """The arguments of a call, in the order of the parameters.
+
+        :raises InvalidArgument: they are not what the annotations say; the text opens with the path of the fault.
+        """
+        try:
+            if self.argument_bounds is not Bounds.TYPED:
+                check = check_json if json else check_msgpack
+                check(octets, max_nesting, self.argument_bounds)
+            decode = self._decode_json_arguments if json else self._decode_arguments
+            return msgspec.structs.astuple(decode(octets))
+        except _CODEC_ERRORS as error:
+            raise InvalidArgument(invalid_value(error)) from None
+
+    def invoke(self, protocol: object, arguments: tuple[Any, ...]) -> Any:
+        """Calls the function that serves the method, with what `decode_arguments` gave."""
+        if not self._keywords:
+            return self.function(protocol, *arguments)  # type: ignore[misc]
+        positional = self._positional
+        return self.function(  # type: ignore[misc]
+            protocol,
+            *arguments[:positional],
+            **dict(zip(self._keywords, arguments[positional:], strict=True)),
+        )
+
+    def encode_result(self, result: Any, *, json: bool = False) -> bytes:
+        """A result, for the wire.
+
+        :raises TypeError: it is, or holds, something that cannot travel.
+        """
+        return _encode_json(result) if json else _encode_msgpack(result)
+
+    def decode_result(self, octets: bytes, max_nesting: int) -> Any:
+        """A result.
+
+        :raises InvalidResponse: it is not what the annotation says; the text opens with the path of the fault.
+        """
+        try:
+            if self.result_bounds is not Bounds.TYPED:
+                check_msgpack(octets, max_nesting, self.result_bounds)
+            return self._decode_result(octets)
+        except _CODEC_ERRORS as error:
+            raise InvalidResponse(f"the answer of {self.protocol}.{self.name} is not what was declared: {invalid_value(error)}") from None
+
+    def error_for(self, error: BaseException) -> ErrorType | None:
+        """The declared error that an exception is, the narrowest; ``None`` for an undeclared one."""
+        if self.errors:
+            for cls in type(error).__mro__:
+                declared = self.errors.get(cls.__name__)
+                if declared is not None and declared.cls is cls:
+                    return declared
+        return None
+
+
+def protocol_name(cls: type) -> str:
+    """The name of a Protocol on the wire: its class's, unless ``class X(Protocol, name="...")`` gives another."""
+    name: str = cls.__dict__.get(NAME) or cls.__name__
+    return name
+
+
+#: Made once for each class.
+_methods: dict[type, Mapping[str, Method]] = {}
+
+
+def methods_of(cls: type) -> Mapping[str, Method]:
+    """The methods of a Protocol, by their Python names, those of its bases first.
+
+    A method belongs to the class that declared it first, and travels under that class's name; a subclass serves it by
+    defining it again, with or without ``@request``.
+
+    :raises TypeError: a signature cannot travel; the text says where and why.
+    """
+    known = _methods.get(cls)
+    if known is not None:
+        return known
+    owners: dict[str, type] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in base.__dict__.items():
+            if hasattr(value, MARK):
+                owners.setdefault(name, base)
+    methods: dict[str, Method] = {}
+    for name, owner in owners.items():
+        function = inspect.getattr_static(cls, name)
+        if not callable(function):
+            raise TypeError(f"{cls.__name__}.{name}: {owner.__name__} declares a request, and this is none")
+        methods[name] = Method(protocol_name(owner), name, function, _options(cls, name))
+    _methods[cls] = methods
+    return methods
+
+
+def wire_names(cls: type, method: Method) -> list[str]:
+    """The names under which a Protocol serves a method: that of the class which declares it, and of the ones below."""
+    names = []
+    for base in cls.__mro__:
+        if any(hasattr(vars(above).get(method.name), MARK) for above in base.__mro__):
+            names.append(f"{protocol_name(base)}.{method.name}")
+    return names
+
+
+def _options(cls: type, name: str) -> RequestOptions:
+    """The options of the nearest definition that is decorated."""
+    for base in cls.__mro__:
+        options = getattr(base.__dict__.get(name), MARK, None)
+        if isinstance(options, RequestOptions):
+            return options
+    raise TypeError(f"{cls.__name__}.{name} is no request")
+
+
+def is_declaration(function: Callable[..., Any], hints: Mapping[str, Any]) -> bool:
+    """Whether a function's body says nothing: ``...`` or ``raise NotImplementedError``, after a docstring or not.
+
+    The source decides.  Where there is none, a body that can only return ``None`` is taken for a declaration unless
+    ``None`` is what it is annotated to return.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or len(code.co_code) > _LONGEST_DECLARATION:
+        return False
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return code.co_names == () and hints.get("return") is not type(None)
+    if not isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef):
+        return False
+    body = tree.body
+    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+        body = body[1:]
+    return all(_says_nothing(statement) for statement in body)
+
+
+#: Octets of byte code of the longest body that `is_declaration` looks at closer, several times over.
+_LONGEST_DECLARATION = 256
+
+
+def _says_nothing(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Expr(value=ast.Constant(value=constant)):
+            return constant is ...
+        case ast.Raise(exc=ast.Name(id="NotImplementedError") | ast.Call(func=ast.Name(id="NotImplementedError"))):
+            return True
+    return False
+
+
+def _hints(thing: Any, where: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(thing, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"{where}: an annotation cannot be resolved: {error}") from None
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
+
+
+def _parameters(
+    function: Callable[..., Any],
+    hints: Mapping[str, Any],
+    where: str,
+) -> tuple[type[msgspec.Struct], int, tuple[str, ...]]:
+    """A Struct of the parameters, how many go by position, and the names of those that go by keyword."""
+    by_position: list[Any] = []
+    by_keyword: list[Any] = []
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        raise TypeError(f"{where}: a request is a method, and its first parameter is self")
+    for parameter in parameters[1:]:
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            raise TypeError(f"{where}: *{parameter.name} cannot travel; arguments go by name")
+        if parameter.name not in hints:
+            raise TypeError(f"{where}: parameter {parameter.name} has no annotation")
+        hint = hints[parameter.name]
+        _refuse_streams(hint, f"{where}: parameter {parameter.name}")
+        field: Any = (parameter.name, hint)
+        if parameter.default is not inspect.Parameter.empty:
+            field = (parameter.name, hint, _default(parameter.default))
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            by_keyword.append(field)
+        else:
+            by_position.append(field)
+    struct = _struct(function.__name__, by_position, by_keyword, where)
+    return struct, len(by_position), tuple(name for name, *_ in by_keyword)
+
+
+def _struct(name: str, by_position: Any, by_keyword: Any, where: str) -> type[msgspec.Struct]:
+    try:
+        struct = msgspec.defstruct(name, by_position)
+        if by_keyword:
+            struct = msgspec.defstruct(name, by_keyword, bases=(struct,), kw_only=True)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{where}: {error}") from None
+    return struct
+
+
+def _default(value: Any) -> Any:
+    """A default as msgspec takes it; what could be changed is copied for each call."""
+    if isinstance(value, _IMMUTABLE):
+        return value
+    return msgspec.field(default_factory=functools.partial(copy.deepcopy, value))
+
+
+def _result_type(hints: Mapping[str, Any], where: str) -> Any:
+    if "return" not in hints:
+        raise TypeError(f"{where}: no result type; annotate it (-> None for none)")
+    result = hints["return"]
+    _refuse_streams(result, f"{where}: result")
+    origin = typing.get_origin(result)
+    arguments = typing.get_args(result)
+    if origin is collections.abc.Coroutine and len(arguments) == 3:
+        return arguments[2]
+    if origin is collections.abc.Awaitable or _is_deferred(origin):
+        return arguments[0]
+    if _is_deferred(result):
+        raise TypeError(f"{where}: a Deferred of what? annotate it (-> Deferred[str])")
+    return result
+
+
+def _is_deferred(cls: Any) -> bool:
+    # By name: this package does not import Twisted.
+    return getattr(cls, "__module__", "") == "twisted.internet.defer" and getattr(cls, "__name__", "") == "Deferred"
+
+
+def _refuse_streams(hint: Any, where: str) -> None:
+    if typing.get_origin(hint) in (
+        collections.abc.AsyncIterator,
+        collections.abc.AsyncIterable,
+        collections.abc.AsyncGenerator,
+    ):
+        raise TypeError(f"{where}: streams are not supported by this version")
+
+
+def _check_type(annotation: Any, where: str) -> None:
+    """
+    :raises TypeError: msgspec does not know how a value of the type travels.
+    """
+    try:
+        msgspec.json.schema(annotation, schema_hook=_refuse_custom)
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from None
+    except (NameError, ValueError) as error:
+        raise TypeError(f"{where}: {error}") from None
+
+
+def _refuse_custom(cls: Any) -> Any:
+    raise TypeError(f"{cls!r} is no type that can travel; use a Struct, a dataclass or another type that msgspec knows")
+
+
+def invalid_value(error: Exception) -> str:
+    """What is wrong with a value, path first: ``$.ttl: expected int, got str``."""
+    if isinstance(error, RecursionError):
+        return "$: nested too deep"
+    if isinstance(error, UnicodeDecodeError):
+        return "$: text is not UTF-8"
+    text, _, path = str(error).partition(" - at `")
+    path = path.rstrip("`") or "$"
+    missing = "Object missing required field `"
+    if text.startswith(missing):
+        return f"{path}.{text[len(missing) :].rstrip('`')}: missing"
+    return f"{path}: {text[:1].lower()}{text[1:].replace('`', '')}"

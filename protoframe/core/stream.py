@@ -1,0 +1,106 @@
+"""A byte stream cut into frames: the carrier for TCP, TLS and UNIX sockets.
+
+Knows where a frame ends and no more: what a frame means is the request layer's (`protoframe.core.conversation`).  At
+most one unfinished frame is held, and a length is checked before the octets behind it are waited for.
+"""
+
+from __future__ import annotations
+
+from protoframe.core.frames import (
+    HEADER,
+    PREFACE_LENGTH,
+    Frame,
+    agree_on_version,
+    describe,
+    opens_like_a_preface,
+    parse_preface,
+)
+from protoframe.errors import RemoteProtocolError
+
+__all__ = ["FrameReader"]
+
+_HEADER_LENGTH = HEADER.size
+_unpack_header = HEADER.unpack_from
+# A frame is made from a tuple that is at hand: the constructor of a NamedTuple would unpack and pack it again.
+_frame = tuple.__new__
+
+
+class FrameReader:
+    """Reads the preface and then frames from a stream.
+
+    :param max_frame: octets of a frame that are taken, header included.
+    :param frame_timeout: seconds from the first octet of a frame to its last.
+    :ivar version: the version agreed on; 0 until the peer's preface has come.
+    """
+
+    def __init__(self, max_frame: int, frame_timeout: float) -> None:
+        self.version = 0
+        self._frame_timeout = frame_timeout
+        self._begun: float | None = None
+        self._max_payload = max_frame - _HEADER_LENGTH
+        self._held = bytearray()
+        self._needed = PREFACE_LENGTH
+
+    def feed(self, data: bytes, now: float) -> list[Frame]:
+        """The frames that the next octets complete.
+
+        Frames that stand before a fault in the same octets are lost with the conversation.
+
+        :raises RemoteProtocolError: the peer does not open with the magic, or a frame is longer than it may be.
+        :raises VersionMismatch: the peer speaks no version that this end does.
+        """
+        held = self._held
+        if held or not self.version:
+            # Appended to, not built anew: a peer that sends octet by octet costs no more than another.
+            held += data
+            if not self.version and not opens_like_a_preface(bytes(held[:PREFACE_LENGTH])):
+                raise RemoteProtocolError(
+                    f"the peer does not speak protoframe: it opened with {describe(bytes(held[:16]))}",
+                )
+            if len(held) < self._needed:
+                if self._begun is None:
+                    self._begun = now
+                return []
+            data = bytes(held)
+            held.clear()
+        at = 0
+        if not self.version:
+            self.version = agree_on_version(*parse_preface(data[:PREFACE_LENGTH]))
+            at = PREFACE_LENGTH
+        frames: list[Frame] = []
+        end = len(data)
+        max_payload = self._max_payload
+        while True:
+            body = at + _HEADER_LENGTH
+            if body > end:
+                self._needed = _HEADER_LENGTH
+                break
+            length, kind, flags, call_id = _unpack_header(data, at)
+            if length > max_payload:
+                raise RemoteProtocolError(
+                    f"a frame of {length + _HEADER_LENGTH} octets is longer than {max_payload + _HEADER_LENGTH}",
+                )
+            after = body + length
+            if after > end:
+                self._needed = _HEADER_LENGTH + length
+                break
+            frames.append(_frame(Frame, (kind, flags, call_id, data[body:after])))
+            at = after
+        if at < end:
+            held += data[at:] if at else data
+            self._begun = now
+        else:
+            self._begun = None
+        return frames
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` wants to be called, or ``None``."""
+        return None if self._begun is None else self._begun + self._frame_timeout
+
+    def handle_timer(self, now: float) -> None:
+        """
+        :raises RemoteProtocolError: a frame has been on the way for too long.
+        """
+        due = self.next_timer()
+        if due is not None and due <= now:
+            raise RemoteProtocolError(f"a frame did not come whole within {self._frame_timeout:g} s")

@@ -1,0 +1,166 @@
+"""Reflection: a server describes what it serves, to ``pf`` and to whoever asks.
+
+Knows how methods are described; it is a `Protocol` like any other, which each `Factory` serves unless told not to.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from protoframe._protocol import Protocol, request
+from protoframe.core.schema import Method, methods_of, protocol_name
+from protoframe.errors import NotFound
+
+__all__ = ["ErrorDescription", "MethodDescription", "ParameterDescription", "ProtocolDescription", "Reflection", "describe"]
+
+#: A JSON Schema (draft 2020-12).
+JSONSchema = dict[str, Any]
+
+
+class ParameterDescription(msgspec.Struct, frozen=True):
+    """A parameter: its name, its type as Python writes it, and whether a call must give it."""
+
+    name: str
+    type: str
+    required: bool
+    default: Any = None
+
+
+class ErrorDescription(msgspec.Struct, frozen=True):
+    """An error that a method declares: its name, status, docstring, and the schema of its fields."""
+
+    name: str
+    status: int
+    doc: str
+    schema: JSONSchema
+
+
+class MethodDescription(msgspec.Struct, frozen=True):
+    """A method: what it is called with, what it answers, and what its schemas say."""
+
+    name: str
+    signature: str
+    doc: str
+    parameters: list[ParameterDescription]
+    result: str
+    errors: list[ErrorDescription]
+    idempotent: bool
+    timeout: float | None
+    max_size: int | None
+    arguments_schema: JSONSchema
+    result_schema: JSONSchema
+
+
+class ProtocolDescription(msgspec.Struct, frozen=True):
+    """A Protocol: its methods, and the definitions that their schemas refer to (``#/$defs/...``)."""
+
+    name: str
+    doc: str
+    methods: list[MethodDescription]
+    definitions: dict[str, JSONSchema]
+
+
+class Reflection(Protocol[Any], name="protoframe.Reflection"):
+    """What this server serves."""
+
+    @request(idempotent=True)
+    def protocols(self) -> list[str]:
+        """The names of the Protocols that are served, sorted."""
+        return sorted(_served(self.factory.protocols))
+
+    @request(idempotent=True, raises=[NotFound])
+    def describe(self, protocol: str) -> ProtocolDescription:
+        """Describes a Protocol that is served."""
+        served = _served(self.factory.protocols)
+        if protocol not in served:
+            raise NotFound(f"no Protocol {protocol} is served here; there is {', '.join(sorted(served))}")
+        doc, methods = served[protocol]
+        return describe(protocol, doc, methods)
+
+
+def describe(name: str, doc: str, methods: Sequence[Method]) -> ProtocolDescription:
+    """Describes methods of one Protocol."""
+    types: list[Any] = []
+    for method in methods:
+        types += [method.parameters, method.result, *(error.fields for error in method.errors.values())]
+    schemas, definitions = msgspec.json.schema_components(types)
+    schema_of = iter(schemas)
+
+    def inline() -> JSONSchema:
+        # What msgspec was given is a Struct of the framework's making: its schema stands here, not among the definitions.
+        schema = next(schema_of)
+        reference = schema.get("$ref", "")
+        inlined: JSONSchema = definitions.pop(reference.rpartition("/")[2], schema)
+        return inlined
+
+    descriptions = []
+    for method in methods:
+        arguments_schema = inline()
+        result_schema = next(schema_of)
+        descriptions.append(
+            MethodDescription(
+                name=method.name,
+                signature=f"{method.name}({_parameters_text(method)}) -> {type_name(method.result)}",
+                doc=method.doc,
+                parameters=_parameters(method),
+                result=type_name(method.result),
+                errors=[
+                    ErrorDescription(error.name, int(error.cls.status), inspect.getdoc(error.cls) or "", inline())
+                    for error in method.errors.values()
+                ],
+                idempotent=method.options.idempotent,
+                timeout=method.options.timeout,
+                max_size=method.options.max_size,
+                arguments_schema=arguments_schema,
+                result_schema=result_schema,
+            ),
+        )
+    return ProtocolDescription(name, doc, descriptions, definitions)
+
+
+def type_name(annotation: Any) -> str:
+    """A type as Python writes it, without the names of modules."""
+    if annotation is None or annotation is type(None):
+        return "None"
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", inspect.formatannotation(annotation))
+
+
+def _served(protocols: Iterable[type[Protocol[Any]]]) -> dict[str, tuple[str, list[Method]]]:
+    """By the name of each Protocol that declares something served here: its docstring and those methods."""
+    served: dict[str, tuple[str, list[Method]]] = {}
+    for protocol in protocols:
+        docs = {protocol_name(base): inspect.cleandoc(base.__doc__ or "") for base in protocol.__mro__}
+        for method in methods_of(protocol).values():
+            if method.function is not None:
+                served.setdefault(method.protocol, (docs[method.protocol], []))[1].append(method)
+    return served
+
+
+def _parameters(method: Method) -> list[ParameterDescription]:
+    return [
+        ParameterDescription(
+            field.name,
+            type_name(field.type),
+            field.required,
+            None if field.required else msgspec.to_builtins(_default(field)),
+        )
+        for field in msgspec.structs.fields(method.parameters)
+    ]
+
+
+def _parameters_text(method: Method) -> str:
+    return ", ".join(
+        f"{field.name}: {type_name(field.type)}" + ("" if field.required else f" = {_default(field)!r}")
+        for field in msgspec.structs.fields(method.parameters)
+    )
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    return field.default

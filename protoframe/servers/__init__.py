@@ -1,0 +1,1 @@
+"""Ready-made servers, each built on the public face alone."""

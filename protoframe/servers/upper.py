@@ -1,0 +1,71 @@
+"""The first server: it answers with what it was sent, in capital letters.
+
+The upper-case server is the example that lectures on sockets begin with.  Here it is as a Protocol: typed, with an error
+of its own.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from protoframe import Error, Factory, Protocol, request
+
+__all__ = ["Speech", "Statistics", "TooLong", "make_factory"]
+
+LONGEST = 100_000
+
+
+class TooLong(Error):
+    """The text has more characters than the server takes."""
+
+    limit: int
+
+
+class Statistics(Struct, frozen=True):
+    """What is in a text."""
+
+    characters: int
+    words: int
+    lines: int
+    longest_word: str | None = None
+
+
+class Speech(Protocol):
+    """What the upper-case server answers."""
+
+    @request(idempotent=True, raises=[TooLong])
+    async def upper(self, text: str) -> str:
+        """The text in capital letters."""
+        return _checked(text).upper()
+
+    @request(idempotent=True, raises=[TooLong])
+    async def lower(self, text: str) -> str:
+        """The text in small letters."""
+        return _checked(text).lower()
+
+    @request(idempotent=True, raises=[TooLong])
+    async def count(self, text: str) -> Statistics:
+        """How many characters, words and lines the text has, and its longest word."""
+        words = _checked(text).split()
+        return Statistics(
+            characters=len(text),
+            words=len(words),
+            lines=len(text.splitlines()),
+            longest_word=max(words, key=len, default=None),
+        )
+
+    @request(idempotent=True)
+    async def echo(self, text: str) -> str:
+        """The text as it came."""
+        return text
+
+
+def _checked(text: str) -> str:
+    if len(text) > LONGEST:
+        raise TooLong(f"the text has {len(text)} characters", limit=LONGEST)
+    return text
+
+
+def make_factory(*, reflection: bool = True) -> Factory:
+    """A factory that serves `Speech`."""
+    return Factory(Speech, reflection=reflection)
