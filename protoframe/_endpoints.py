@@ -5,14 +5,18 @@ Knows where; what happens there is `Factory`'s and the connection's.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from OpenSSL.crypto import Error as CryptoError
+from OpenSSL.SSL import Error as SSLError
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString, serverFromString
-from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.error import CannotListenError, ConnectError, DNSLookupError
 from twisted.internet.error import TimeoutError as TwistedTimeoutError
 from twisted.internet.interfaces import (
     IListeningPort,
@@ -38,7 +42,8 @@ __all__ = ["Connecting", "connect", "listen"]
 P = TypeVar("P", bound=Protocol[Any])
 
 _BRACKETS = re.compile(r"^(\w+):\[([0-9A-Fa-f:.]+)(%\w+)?\](?=:|$)")
-_PORTS = re.compile(r"^(?:tcp|tcp6|ssl|tls)$")
+_SERVER_PORTS = frozenset({"tcp", "tcp6", "ssl"})
+_CLIENT_PORTS = frozenset({"tcp", "ssl", "tls"})
 
 
 def listen(reactor: Any, where: str | IStreamServerEndpoint, factory: Any) -> Deferred[IListeningPort]:
@@ -66,7 +71,7 @@ def server_endpoint(reactor: Any, where: str) -> IStreamServerEndpoint:
 
     :raises ValueError: the string is wrong; the text says how, on one line.
     """
-    _check_port(where, 1)
+    _check_port(where, 1, _SERVER_PORTS)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, where)
     except Exception as error:
@@ -80,7 +85,7 @@ def client_endpoint(reactor: Any, where: str) -> IStreamClientEndpoint:
     :raises ValueError: the string is wrong; the text says how, on one line.
     """
     where = _BRACKETS.sub(lambda match: f"{match[1]}:{(match[2] + (match[3] or '')).replace(':', chr(92) + ':')}", where)
-    _check_port(where, 2)
+    _check_port(where, 2, _CLIENT_PORTS)
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, where)
     except Exception as error:
@@ -88,13 +93,15 @@ def client_endpoint(reactor: Any, where: str) -> IStreamClientEndpoint:
     return endpoint
 
 
-def _check_port(where: str, position: int) -> None:
+def _check_port(where: str, position: int, kinds: frozenset[str]) -> None:
     # Twisted takes any number here and fails when it is used, in a way that depends on the platform.
     parts = re.split(r"(?<!\\):", where)
-    if _PORTS.match(parts[0]):
+    if parts[0] in kinds:
         named = [part[5:] for part in parts if part.startswith("port=")]
-        text = named[0] if named else (parts[position] if position < len(parts) else "")
-        if text.isdecimal() and int(text) > 65535:
+        text = named[0] if named else next((part for part in parts[position : position + 1] if "=" not in part), "")
+        if text and not text.isdecimal():
+            raise ValueError(f"{where!r}: {text!r} is no port number")
+        if text and int(text) > 65535:
             raise ValueError(f"{where!r}: port {text} is above 65535")
 
 
@@ -104,6 +111,10 @@ def _one_line(error: Exception) -> str:
         return "a part of it is missing, unknown or too many"
     if isinstance(error, IndexError | KeyError):
         return "a part of it is missing"
+    if isinstance(error, OSError):
+        return reason_of(error)
+    if isinstance(error, SSLError | CryptoError):
+        return "the certificate or the key cannot be read"
     text = " ".join(str(error).split())
     return text if text else type(error).__name__
 
@@ -265,7 +276,7 @@ class Connecting(Generic[P]):
         elif isinstance(error, DNSLookupError):
             explained = ConnectFailed(f"{where}: no such host")
         elif isinstance(error, ConnectError):
-            explained = ConnectFailed(f"{where}: {_connect_reason(error)}")
+            explained = ConnectFailed(f"{where}: {reason_of(error)}")
         else:
             text = Failure(error).getErrorMessage()
             explained = ConnectFailed(f"{where}: {text or type(error).__name__}")
@@ -273,9 +284,30 @@ class Connecting(Generic[P]):
         return explained
 
 
-def _connect_reason(error: ConnectError) -> str:
-    cause = error.osError
+def reason_of(error: BaseException | None) -> str:
+    """Why a place cannot be listened at or connected to, in a few words."""
+    cause: Any = error
+    if isinstance(error, CannotListenError):
+        cause = error.socketError
+    elif isinstance(error, ConnectError) and isinstance(error.osError, OSError):
+        cause = error.osError
+    number = getattr(cause, "errno", None) or (error.osError if isinstance(error, ConnectError) else None)
+    if isinstance(number, int) and number in _REASONS:
+        return _REASONS[number]
+    if isinstance(number, int) and not isinstance(cause, OSError):
+        text = os.strerror(number)
+        return f"{text[:1].lower()}{text[1:]}"
     if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror[:1].lower() + cause.strerror[1:]
-    text = str(error).strip().rstrip(".")
-    return text[:1].lower() + text[1:]
+        file = f": {cause.filename}" if isinstance(cause.filename, str) and not cause.filename.isdecimal() else ""
+        return f"{cause.strerror[:1].lower()}{cause.strerror[1:]}{file}"
+    text = " ".join(str(cause).split()).rstrip(".")
+    return f"{text[:1].lower()}{text[1:]}" if text else type(cause).__name__
+
+
+_REASONS = {
+    errno.EADDRINUSE: "the address is in use",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+    errno.ECONNREFUSED: "connection refused",
+    errno.ENETUNREACH: "the network cannot be reached",
+    errno.EHOSTUNREACH: "the host cannot be reached",
+}

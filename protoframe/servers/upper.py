@@ -9,8 +9,9 @@ from __future__ import annotations
 from msgspec import Struct
 
 from protoframe import Error, Factory, Protocol, request
+from protoframe.service import ServerOptions, ServerService
 
-__all__ = ["Speech", "Statistics", "TooLong", "make_factory"]
+__all__ = ["Options", "Speech", "Statistics", "TooLong", "makeService"]
 
 LONGEST = 100_000
 
@@ -66,6 +67,12 @@ def _checked(text: str) -> str:
     return text
 
 
-def make_factory(*, reflection: bool = True) -> Factory:
-    """A factory that serves `Speech`."""
-    return Factory(Speech, reflection=reflection)
+class Options(ServerOptions):
+    """The command line of ``twistd pf-upper``."""
+
+    longdesc = "Serves Speech: text in, capital letters out; a first server to call and to read."
+
+
+def makeService(options: Options) -> ServerService:
+    """The service that twistd runs."""
+    return ServerService(Factory(Speech, reflection=not options["no-reflection"]), options)
