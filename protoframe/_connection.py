@@ -6,11 +6,12 @@ Knows Protocols, handlers and the request layer, but not what carries the frames
 
 from __future__ import annotations
 
+import math
 import secrets
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
-from inspect import iscoroutine
+from types import CoroutineType
 from typing import Any
 
 import msgspec
@@ -20,14 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from protoframe._clock import clock_of
-from protoframe._context import (
-    Call,
-    Deadline,
-    call_variable,
-    clock_variable,
-    deadline_variable,
-    metadata_variable,
-)
+from protoframe._context import Scope, scope
 from protoframe._handler import RunningHandler
 from protoframe._protocol import Protocol
 from protoframe._proxy import proxy_class
@@ -45,7 +39,7 @@ from protoframe.core.events import (
 )
 from protoframe.core.frames import ErrorBody, Frame
 from protoframe.core.limits import Limits
-from protoframe.core.schema import ErrorType, Method, error_type, invalid_value
+from protoframe.core.schema import ErrorType, Method, RequestOptions, error_type, invalid_value
 from protoframe.core.state import Role, State
 from protoframe.core.untrusted import Bounds, check_json, check_msgpack
 from protoframe.errors import (
@@ -64,10 +58,12 @@ from protoframe.errors import (
     unknown_error,
 )
 
-__all__ = ["Carrier", "Connection", "MethodTable"]
+__all__ = ["Callee", "Carrier", "Connection", "JSONMethod", "MethodTable"]
 
 #: What is served: by the name on the wire, the method and which of the connection's Protocols has it.
 MethodTable = Mapping[bytes, tuple[Method, int]]
+
+_CLOSED = State.CLOSED
 
 #: Octets of large messages that are handed to the carrier at a time.
 _ALLOWANCE = 128 * 1024
@@ -85,8 +81,8 @@ class Carrier(typing.Protocol):
     def abort(self) -> None:
         """Closes at once; `Connection.lost` follows."""
 
-    def next_timer(self) -> float | None:
-        """When the carrier wants `handle_timer`."""
+    def next_timer(self) -> float:
+        """When the carrier wants `handle_timer`; infinity for never.  Where that moves, it calls `Connection.wake_at`."""
 
     def handle_timer(self, now: float) -> None:
         """
@@ -94,13 +90,44 @@ class Carrier(typing.Protocol):
         """
 
 
+class Callee(typing.Protocol):
+    """What a call needs to know of the method that it calls; a `Method` knows it."""
+
+    wire_name: bytes
+    options: RequestOptions
+    errors: Mapping[str, ErrorType]
+    json: bool
+
+    def decode_result(self, octets: bytes, max_nesting: int) -> Any:
+        """
+        :raises InvalidResponse: this is not the result of such a method.
+        """
+
+
+class JSONMethod:
+    """A method of the other end whose declaration is not at hand: arguments and result are JSON texts.
+
+    :param name: ``Protocol.method``.
+    """
+
+    json = True
+    options = RequestOptions()
+    errors: Mapping[str, ErrorType] = {}
+
+    def __init__(self, name: str) -> None:
+        self.wire_name = name.encode()
+
+    def decode_result(self, octets: bytes, max_nesting: int) -> bytes:
+        """The JSON text."""
+        del max_nesting
+        return octets
+
+
 class _PendingCall(msgspec.Struct):
-    """A call of this end: who waits for it, and how its answer is read."""
+    """A call of this end: who waits for it, and what reads its answer."""
 
     deferred: Deferred[Any]
-    decode: Callable[[bytes, int], Any]
-    errors: Mapping[str, ErrorType]
-    json: bool = False
+    method: Callee
 
 
 class Connection:
@@ -153,7 +180,7 @@ class Connection:
         self._end_error: Error | None = None
         self._wake: IDelayedCall | None = None
         self._timer: IDelayedCall | None = None
-        self._timer_due = 0.0
+        self._timer_due = math.inf
         self._close_timer: IDelayedCall | None = None
         for protocol in protocols:
             protocol.__dict__["_protoframe_make_peer"] = self.proxy
@@ -164,55 +191,41 @@ class Connection:
         """A typed proxy of the other end."""
         return proxy_class(protocol)(self)
 
-    def call(self, method: Method, arguments: bytes) -> Deferred[Any]:
-        """Calls a method of the other end."""
+    def call(self, method: Callee, arguments: bytes) -> Deferred[Any]:
+        """Calls a method of the other end, with its encoded arguments."""
         options = method.options
         if options.max_size is not None and len(arguments) > options.max_size:
-            return _failed(MessageTooLarge(f"the arguments are {len(arguments)} bytes, and max_size is {options.max_size}"))
-        return self._call(method.wire_name, arguments, options.timeout, method.decode_result, method.errors, json=False)
-
-    def call_json(self, name: str, arguments: bytes) -> Deferred[bytes]:
-        """Calls a method whose declaration is not at hand: arguments and result are JSON texts."""
-        return self._call(name.encode(), arguments, None, _identity, {}, json=True)
-
-    def _call(
-        self,
-        name: bytes,
-        arguments: bytes,
-        timeout: float | None,
-        decode: Callable[[bytes, int], Any],
-        errors: Mapping[str, ErrorType],
-        *,
-        json: bool,
-    ) -> Deferred[Any]:
+            return _failed(
+                _not_run(MessageTooLarge(f"the arguments are {len(arguments)} bytes, and max_size is {options.max_size}")),
+            )
         now = self._clock()
-        deadline = deadline_variable.get()
-        if deadline is not None:
-            seconds = deadline.remaining()
-            if seconds <= 0:
-                expired = DeadlineExceeded("the deadline had passed before the call was made")
-                expired.may_have_run = False
-                return _failed(expired)
+        around = scope.get()
+        if around.deadline is None:
+            seconds = options.timeout or self._limits.default_timeout
         else:
-            seconds = timeout if timeout is not None else self._limits.default_timeout
+            seconds = around.deadline - around.clock()
+            if seconds <= 0:
+                return _failed(_not_run(DeadlineExceeded("the deadline had passed before the call was made")))
         deferred: Deferred[Any] = Deferred(self._cancel)
-        call = _PendingCall(deferred, decode, errors, json)
         try:
-            call_id = self._conversation.request(
-                name,
+            deferred.call_id = self._conversation.request(  # type: ignore[attr-defined]
+                method.wire_name,
                 arguments,
-                call,
+                _PendingCall(deferred, method),
                 now + seconds,
                 now,
-                metadata=metadata_variable.get(),
-                json=json,
+                around.metadata,
+                method.json,
             )
         except Error as error:
             return _failed(error)
-        deferred.call_id = call_id  # type: ignore[attr-defined]
         if not self._busy:
             self._schedule()
         return deferred
+
+    def call_json(self, name: str, arguments: bytes) -> Deferred[bytes]:
+        """Calls a method whose declaration is not at hand, ``Protocol.method``, with a JSON object; so is the answer."""
+        return self.call(JSONMethod(name), arguments)
 
     def ping(self) -> Deferred[float]:
         """Asks the other end for a sign of life; fires with the seconds that it took."""
@@ -317,40 +330,38 @@ class Connection:
         self._busy = True
         try:
             conversation = self._conversation
-            while True:
-                events = conversation.poll_events()
-                if not events:
-                    break
+            while events := conversation.poll_events():
                 for event in events:
                     _REACTIONS[type(event)](self, event)
-            if not self._over:
-                while not self._paused:
-                    frames = conversation.poll_frames(_ALLOWANCE)
-                    if not frames:
-                        break
-                    self._carrier.send(frames)
-                if conversation.state is State.CLOSED:
-                    self._close()
-                else:
-                    self._set_timer()
+            if self._over:
+                return
+            while not self._paused and (frames := conversation.poll_frames(_ALLOWANCE)):
+                self._carrier.send(frames)
+                if not conversation.wants_to_send:
+                    break
+            if conversation.state is _CLOSED:
+                self._close()
+            else:
+                due = conversation.next_timer()
+                if due < self._timer_due:
+                    self.wake_at(due)
         finally:
             self._busy = False
 
-    def _set_timer(self) -> None:
-        due = self._conversation.next_timer()
-        carrier_due = self._carrier.next_timer()
-        if carrier_due is not None and (due is None or carrier_due < due):
-            due = carrier_due
-        if due is None or (self._timer is not None and self._timer_due <= due):
-            # A timer that goes off early finds nothing due and is set anew: cheaper than to move it at each call.
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_due = due
-        self._timer = self._reactor.callLater(max(0.0, due - self._clock()), self._timer_fired)
+    def wake_at(self, due: float) -> None:
+        """Has the timer go off by then, for the conversation or for the carrier.
+
+        A timer that goes off early finds nothing due and is set anew: cheaper than to move it at each call.
+        """
+        if due < self._timer_due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_due = due
+            self._timer = self._reactor.callLater(max(0.0, due - self._clock()), self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
+        self._timer_due = math.inf
         now = self._clock()
         try:
             self._carrier.handle_timer(now)
@@ -358,6 +369,8 @@ class Connection:
             self._conversation.end(error)
         self._conversation.handle_timer(now)
         self._transmit()
+        if not self._over:
+            self.wake_at(self._carrier.next_timer())
 
     def _close(self) -> None:
         if not self._closing:
@@ -399,7 +412,7 @@ class Connection:
     def _answered(self, event: ResponseReceived) -> None:
         call: _PendingCall = event.token
         try:
-            result = call.decode(event.message, self._limits.max_nesting)
+            result = call.method.decode_result(event.message, self._limits.max_nesting)
         except Error as error:
             call.deferred.errback(error)
         else:
@@ -407,7 +420,7 @@ class Connection:
 
     def _refused(self, event: ErrorReceived) -> None:
         call: _PendingCall = event.token
-        error = self._read_error(call, event.body)
+        error = self._read_error(call.method, event.body)
         error.may_have_run = event.may_have_run
         call.deferred.errback(error)
 
@@ -423,17 +436,17 @@ class Connection:
         else:
             self._transmit()
 
-    def _read_error(self, call: _PendingCall, body: ErrorBody) -> Error:
+    def _read_error(self, method: Callee, body: ErrorBody) -> Error:
         status, name, text, detail = body
-        known = call.errors.get(name)
+        known = method.errors.get(name)
         if known is None and (cls := BY_NAME.get(name)) is not None:
             known = error_type(cls)
         try:
-            if known is not None and not call.json:
+            if known is not None and not method.json:
                 return known.decode(text, detail) if detail else known.cls(text)
             if not detail:
                 fields = {}
-            elif call.json:
+            elif method.json:
                 check_json(detail, self._limits.max_nesting, Bounds.UNTYPED)
                 fields = msgspec.json.decode(detail, type=dict[str, Any])
             else:
@@ -476,31 +489,25 @@ class Connection:
         protocol: Protocol[Any],
         arguments: tuple[Any, ...],
     ) -> None:
-        deadline = Deadline(event.deadline, self._clock)
-        deadline_variable.set(deadline)
-        clock_variable.set(self._clock)
-        metadata_variable.set(b"")
-        call_variable.set(Call(event.method.decode(), self.address, deadline, event.metadata))
-        call_id = event.call_id
+        clock = self._clock
+        scope.set(Scope(clock, event.deadline, b"", method.full_name, self.address, event.metadata))
         try:
             result = method.invoke(protocol, arguments)
-            if iscoroutine(result):
+            if isinstance(result, CoroutineType):
                 try:
                     awaited = result.send(None)
                 except StopIteration as stop:
                     result = stop.value
                 else:
-                    running = self._run(context, event, method)
-                    running.drive(result, awaited)
+                    self._run(context, event, method).drive(result, awaited)
                     return
             elif isinstance(result, Deferred):
-                running = self._run(context, event, method)
-                running.follow(result)
+                self._run(context, event, method).follow(result)
                 return
         except BaseException as error:
-            self._handler_failed(call_id, method, error, event.json)
+            self._handler_failed(event.call_id, method, error, event.json)
         else:
-            self._handler_returned(call_id, method, result, event.json)
+            self._handler_returned(event.call_id, method, result, event.json)
 
     def _run(self, context: Any, event: RequestReceived, method: Method) -> RunningHandler:
         call_id, json = event.call_id, event.json
@@ -533,7 +540,7 @@ class Connection:
                 raise MessageTooLarge(f"the result is {len(octets)} bytes, and {max_size} are allowed")
             self._conversation.respond(call_id, octets)
         except MessageTooLarge as error:
-            self.log.error("{method}: {error}", method=method.wire_name.decode(), error=error.message)
+            self.log.error("{method}: {error}", method=method.full_name, error=error.message)
             self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
         except Exception as error:
             self._handler_failed(call_id, method, error, json)
@@ -560,7 +567,7 @@ class Connection:
         self.log.failure(
             "{method} failed (incident {incident})",
             failure=failure,
-            method=method.wire_name.decode(),
+            method=method.full_name,
             incident=incident or "-",
         )
 
@@ -607,6 +614,11 @@ def _reason(reason: Failure) -> str:
     return f"the connection was lost: {text[:1].lower()}{text[1:]}" if text else "the connection was lost"
 
 
+def _not_run(error: Error) -> Error:
+    error.may_have_run = False
+    return error
+
+
 def _failed(error: Error) -> Deferred[Any]:
     deferred: Deferred[Any] = Deferred()
     deferred.errback(error)
@@ -619,8 +631,3 @@ def _also(done: Deferred[None]) -> Callable[[Any], Any]:
         return result
 
     return pass_on
-
-
-def _identity(octets: bytes, max_nesting: int) -> bytes:
-    del max_nesting
-    return octets

@@ -1,7 +1,7 @@
 """What surrounds a call: its deadline, its metadata, and inside a handler the call that is served.
 
-Knows context variables alone, so that a deadline reaches every call made below it, across coroutines and Deferreds; the
-connection reads them when a call is made and sets them when one is served.
+Knows a context variable alone, so that a deadline reaches every call made below it, across coroutines and Deferreds; the
+connection reads it when a call is made and sets it when one is served.
 """
 
 from __future__ import annotations
@@ -18,52 +18,54 @@ import msgspec
 
 from protoframe.errors import LocalProtocolError
 
-__all__ = ["Call", "Deadline", "current_call", "metadata", "timeout"]
+__all__ = ["Call", "current_call", "metadata", "timeout"]
 
 
-class Deadline(msgspec.Struct, frozen=True, gc=False):
-    """A point in the time of a clock."""
+class Scope(msgspec.Struct, frozen=True):
+    """All that surrounds a call, in one variable: it is read at each call, and set for each that is served.
 
-    at: float
-    clock: Callable[[], float]
+    :ivar clock: what ``deadline`` is in the time of.
+    :ivar deadline: when calls made here expire; ``None`` where nobody said.
+    :ivar metadata: what goes with calls made here, as it travels.
+    :ivar method: ``Protocol.method`` of the call that is being served; empty where none is.
+    :ivar address: whose call that is.
+    :ivar received: the metadata that came with it, as it travels.
+    """
 
-    def remaining(self) -> float:
-        """Seconds until then; below 0 when it has passed."""
-        return self.at - self.clock()
+    clock: Callable[[], float] = time.monotonic
+    deadline: float | None = None
+    metadata: bytes = b""
+    method: str = ""
+    address: Any = None
+    received: bytes = b""
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline; ``None`` where there is none."""
+        return None if self.deadline is None else self.deadline - self.clock()
 
 
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A call that is being served, for the handler to look at.
 
     :ivar method: ``Protocol.method``.
     :ivar address: the peer's, as Twisted's transport gives it.
+    :ivar metadata: what the caller sent with ``with metadata(...)``.
     :ivar identity: who the peer has shown to be; ``None`` where nobody asked.
     """
 
-    __slots__ = ("_deadline", "_metadata", "address", "identity", "method")
-
-    def __init__(self, method: str, address: Any, deadline: Deadline, metadata: bytes, identity: Any = None) -> None:
-        self.method = method
-        self.address = address
-        self.identity = identity
-        self._deadline = deadline
-        self._metadata = metadata
+    method: str
+    address: Any
+    metadata: Mapping[str, str]
+    _scope: Scope
+    identity: Any = None
 
     @property
     def remaining(self) -> float:
-        """Seconds until the caller's deadline; below 0 when it has passed."""
-        return self._deadline.remaining()
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What the caller sent with ``with metadata(...)``."""
-        return MappingProxyType(_decode_metadata(self._metadata)) if self._metadata else MappingProxyType({})
+        """Seconds until the deadline of what is done here; below 0 when it has passed."""
+        return self._scope.remaining() or 0.0
 
 
-deadline_variable: ContextVar[Deadline | None] = ContextVar("protoframe.deadline", default=None)
-call_variable: ContextVar[Call | None] = ContextVar("protoframe.call", default=None)
-metadata_variable: ContextVar[bytes] = ContextVar("protoframe.metadata", default=b"")
-clock_variable: ContextVar[Callable[[], float]] = ContextVar("protoframe.clock", default=time.monotonic)
+scope: ContextVar[Scope] = ContextVar("protoframe.scope", default=Scope())  # noqa: B039 - it is frozen
 
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, str]).decode
 _LONGEST_METADATA = 8192
@@ -80,16 +82,15 @@ def timeout(seconds: float) -> Iterator[None]:
     """
     if not (seconds >= 0 and math.isfinite(seconds)):
         raise ValueError(f"timeout: expected a finite number of seconds, 0 or more, got {seconds}")
-    outer = deadline_variable.get()
-    clock = outer.clock if outer is not None else clock_variable.get()
-    deadline = Deadline(clock() + seconds, clock)
-    if outer is not None and outer.at < deadline.at:
-        deadline = outer
-    token = deadline_variable.set(deadline)
+    outer = scope.get()
+    deadline = outer.clock() + seconds
+    if outer.deadline is not None and outer.deadline < deadline:
+        deadline = outer.deadline
+    token = scope.set(msgspec.structs.replace(outer, deadline=deadline))
     try:
         yield
     finally:
-        deadline_variable.reset(token)
+        scope.reset(token)
 
 
 @contextmanager
@@ -102,15 +103,15 @@ def metadata(**entries: str) -> Iterator[None]:
     for name, value in entries.items():
         if not isinstance(value, str):
             raise TypeError(f"metadata: {name}: expected str, got {type(value).__name__}")
-    outer = metadata_variable.get()
-    octets = msgspec.msgpack.encode((_decode_metadata(outer) if outer else {}) | entries)
+    outer = scope.get()
+    octets = msgspec.msgpack.encode((_decode_metadata(outer.metadata) if outer.metadata else {}) | entries)
     if len(octets) > _LONGEST_METADATA:
         raise ValueError(f"metadata: {len(octets)} bytes are more than {_LONGEST_METADATA}")
-    token = metadata_variable.set(octets)
+    token = scope.set(msgspec.structs.replace(outer, metadata=octets))
     try:
         yield
     finally:
-        metadata_variable.reset(token)
+        scope.reset(token)
 
 
 def current_call() -> Call:
@@ -118,7 +119,8 @@ def current_call() -> Call:
 
     :raises LocalProtocolError: no call is: this is not inside a handler.
     """
-    call = call_variable.get()
-    if call is None:
+    around = scope.get()
+    if not around.method:
         raise LocalProtocolError("current_call() is for handlers, while they serve a call")
-    return call
+    received = _decode_metadata(around.received) if around.received else {}
+    return Call(around.method, around.address, MappingProxyType(received), around)

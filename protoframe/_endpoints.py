@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 
 from protoframe._clock import clock_of
 from protoframe._connection import Connection
-from protoframe._context import deadline_variable
+from protoframe._context import scope
 from protoframe._factory import AGENT, method_table
 from protoframe._protocol import Protocol
 from protoframe._stream import StreamCarrier
@@ -234,10 +234,10 @@ class Connecting(Generic[P]):
     async def _open(self) -> P:
         if self._connection is not None:
             raise ConnectFailed(f"{self._where}: connected already; call connect() again for another conversation")
-        deadline = deadline_variable.get()
         seconds = self._limits.handshake_timeout
-        if deadline is not None:
-            seconds = min(seconds, max(0.0, deadline.remaining()))
+        remaining = scope.get().remaining()
+        if remaining is not None:
+            seconds = min(seconds, max(0.0, remaining))
         attempt: Deferred[Any] = self._endpoint.connect(self._factory)
         expired = False
 

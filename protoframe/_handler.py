@@ -24,11 +24,12 @@ class RunningHandler:
     :param done: called once, with the result and ``None``, or with ``None`` and the exception.
     """
 
-    __slots__ = ("_context", "_coroutine", "_done", "_waits_for")
+    __slots__ = ("_context", "_coroutine", "_done", "_inside", "_waits_for")
 
     def __init__(self, context: Context, done: Callable[[Any, BaseException | None], None]) -> None:
         self._context = context
         self._done = done
+        self._inside = False
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._waits_for: Deferred[Any] | None = None
 
@@ -38,9 +39,11 @@ class RunningHandler:
         deferred.addCallbacks(self._succeeded, self._failed)
 
     def drive(self, coroutine: Coroutine[Any, Any, Any], awaited: object) -> None:
-        """Runs on as a coroutine that was started and now awaits something."""
+        """Runs on as a coroutine that was started, in the context and from within it, and now awaits something."""
         self._coroutine = coroutine
+        self._inside = True
         self._wait(awaited)
+        self._inside = False
 
     def cancel(self) -> None:
         """Asks the handler to end: what it waits for is cancelled."""
@@ -61,12 +64,17 @@ class RunningHandler:
 
     def _resume(self, result: Any) -> None:
         self._waits_for = None
-        self._context.run(self._step, result)
+        if self._inside:
+            # It had fired already: a context cannot be entered twice.
+            self._step(result)
+        else:
+            self._context.run(self._step, result)
 
     def _step(self, result: Any) -> None:
         coroutine = self._coroutine
         if coroutine is None:
             return
+        self._inside = True
         try:
             if isinstance(result, Failure):
                 awaited = result.throwExceptionIntoGenerator(coroutine)
@@ -79,3 +87,5 @@ class RunningHandler:
             self._done(None, raised)
         else:
             self._wait(awaited)
+        finally:
+            self._inside = False

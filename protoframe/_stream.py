@@ -65,13 +65,16 @@ class StreamCarrier(TwistedProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Takes what came."""
+        reader = self._reader
         try:
-            frames = self._reader.feed(data, self._clock())
+            frames = reader.feed(data, self._clock())
         except (RemoteProtocolError, VersionMismatch) as error:
             self.connection.violated(error)
-        else:
-            if frames:
-                self.connection.frames_received(frames)
+            return
+        if frames:
+            self.connection.frames_received(frames)
+        if reader.unfinished:
+            self.connection.wake_at(reader.next_timer())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tells the connection."""
@@ -117,7 +120,7 @@ class StreamCarrier(TwistedProtocol):
         else:
             self.transport.loseConnection()
 
-    def next_timer(self) -> float | None:
+    def next_timer(self) -> float:
         """When a frame that is on the way has taken too long."""
         return self._reader.next_timer()
 

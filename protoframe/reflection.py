@@ -91,12 +91,16 @@ def describe(name: str, doc: str, methods: Sequence[Method]) -> ProtocolDescript
     schemas, definitions = msgspec.json.schema_components(types)
     schema_of = iter(schemas)
 
+    own: dict[str, JSONSchema] = {}
+
     def inline() -> JSONSchema:
         # What msgspec was given is a Struct of the framework's making: its schema stands here, not among the definitions.
+        # An error that several methods declare comes by several times.
         schema = next(schema_of)
-        reference = schema.get("$ref", "")
-        inlined: JSONSchema = definitions.pop(reference.rpartition("/")[2], schema)
-        return inlined
+        name = schema.get("$ref", "").rpartition("/")[2]
+        if name in definitions:
+            own[name] = definitions.pop(name)
+        return own.get(name, schema)
 
     descriptions = []
     for method in methods:

@@ -28,15 +28,18 @@ from protoframe.core.events import (
 )
 from protoframe.core.frames import (
     FIRST_SKIPPED_KIND,
+    LONGEST_METADATA,
+    LONGEST_METHOD,
     ErrorBody,
     Flag,
     Frame,
     GoAway,
     Hello,
     Kind,
+    cut,
+    parse_remaining,
     parse_request,
     parse_total,
-    serialize_request,
 )
 from protoframe.core.limits import Limits
 from protoframe.core.messages import SLACK, Assembler, Outbox
@@ -97,30 +100,39 @@ class Conversation:
 
     def __init__(self, role: Role, limits: Limits, now: float, agent: str = "") -> None:
         self.state = State.GREETING
+        # What the state allows, for the paths that every call takes.
+        self._calls = False
+        self._serves = False
+        self._ends = False
         self.peer: Hello | None = None
         self._now = now
         self._limits = limits
         self._own_parity = role.value
         self._next_call_id = 2 - role.value
         self._last_incoming = 0
+        # What `go_away` said of it: the calls up to this one are answered in any case.
+        self._last_promised = 0
         # Calls of this end whose outcome is open: by id, what the caller knows them by; None once the caller gave up.
         self._outgoing: dict[int, Any] = {}
         # Of these, the ones that wait for a slot at the peer.
         self._waiting: dict[int, _Waiting] = {}
         # Calls of the peer that take a slot here.
         self._incoming: set[int] = set()
+        # Of these, the ones that have a deadline to watch.
+        self._suspended: set[int] = set()
         self._assembler = Assembler(limits.max_unfinished)
         self._outbox = Outbox(limits.max_frame)
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(self._is_awaited)
         self._deadlines.add(_HANDSHAKE, now + limits.handshake_timeout)
         self._events: list[Event] = []
         self._peer_slots = 0
+        self._peer_max_message = 0
         hello = Hello(
             max_frame=limits.max_frame,
             max_message=limits.max_message,
             max_unfinished=limits.max_unfinished,
             max_calls=limits.max_calls,
-            agent=agent,
+            agent=cut(agent).decode(),
         )
         self._outbox.put_control(Kind.HELLO, 0, hello.serialize())
 
@@ -137,8 +149,8 @@ class Conversation:
                 kind, flags, call_id, payload = frame
                 if kind == _RESPONSE and not flags & _MORE:
                     self._handle_response(call_id, payload)
-                elif kind == _REQUEST and not flags & _MORE and self.state in _SERVES:
-                    self._handle_request(flags, call_id, payload)
+                elif kind == _REQUEST and not flags & _MORE and self._serves:
+                    self._handle_request(flags, call_id, payload, now)
                 else:
                     self._handle_other(frame)
                     if self.state is State.CLOSED:
@@ -153,14 +165,24 @@ class Conversation:
             if call_id == _HANDSHAKE:
                 self.end(RemoteProtocolError(f"no HELLO within {self._limits.handshake_timeout:g} s"))
                 return
-            if call_id in self._incoming:
+            if self._assembler.is_on_the_way(call_id, Kind.REQUEST):
+                self._assembler.stop_holding(call_id)
+                text = "the deadline passed before the request was here"
+                body = ErrorBody(Status.DEADLINE_EXCEEDED, DeadlineExceeded.__name__, text)
+                self.refuse(call_id, body, processed=False)
+            elif call_id in self._suspended:
+                self._suspended.discard(call_id)
                 self._events.append(RequestCancelled(call_id, True))
             else:
                 self._give_up(call_id, DeadlineExceeded("the deadline passed before the answer came"))
 
-    def next_timer(self) -> float | None:
-        """When `handle_timer` wants to be called, or ``None``."""
-        return self._deadlines.next_due()
+    def next_timer(self) -> float:
+        """When `handle_timer` wants to be called; infinity for never.
+
+        It may be earlier than anything is due: a timer that finds nothing to do is cheaper than one that is moved at each
+        call.
+        """
+        return self._deadlines.earliest()
 
     # What goes in from above.
 
@@ -171,7 +193,6 @@ class Conversation:
         token: Any,
         deadline: float,
         now: float,
-        *,
         metadata: bytes = b"",
         json: bool = False,
     ) -> int:
@@ -183,15 +204,17 @@ class Conversation:
         :raises GoingAway: the conversation takes no new calls.
         :raises MessageTooLarge: the arguments are more than the peer takes.
         :raises TooManyCalls: too many calls wait for a slot.
-        :raises LocalProtocolError: the conversation is not open.
+        :raises LocalProtocolError: the conversation is not open, or the name (1 to 255 octets) or the metadata (65,535) does
+            not fit a REQUEST.
         """
-        if self.state not in _CALLS:
+        if not self._calls:
             raise self._not_open()
+        if not 0 < len(method) <= LONGEST_METHOD or len(metadata) > LONGEST_METADATA:
+            raise LocalProtocolError(f"{len(method)} octets of name and {len(metadata)} of metadata do not fit a REQUEST")
         self._now = now
-        hello = self.peer
-        if hello is not None and len(arguments) > hello.max_message:
+        if len(arguments) > self._peer_max_message:
             raise _not_run(
-                MessageTooLarge(f"the arguments are {len(arguments)} bytes, and the peer takes {hello.max_message}"),
+                MessageTooLarge(f"the arguments are {len(arguments)} bytes, and the peer takes {self._peer_max_message}"),
             )
         call_id = self._next_call_id
         flags = _JSON if json else 0
@@ -200,7 +223,7 @@ class Conversation:
                 raise _not_run(TooManyCalls(f"{len(self._waiting)} calls wait for a slot already"))
             self._waiting[call_id] = _Waiting(call_id, method, metadata, arguments, deadline, flags)
         else:
-            self._outbox.put(_REQUEST, flags, call_id, serialize_request(deadline - now, method, metadata, arguments))
+            self._outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
         self._next_call_id = call_id + 2
         self._outgoing[call_id] = token
         self._deadlines.add(call_id, deadline)
@@ -218,27 +241,24 @@ class Conversation:
 
         :raises MessageTooLarge: the result is more than the peer takes; the call still wants its answer.
         """
-        if call_id not in self._incoming:
-            raise LocalProtocolError(f"call {call_id} is not open")
-        if self.peer is not None and len(result) > self.peer.max_message:
-            raise MessageTooLarge(f"the result is {len(result)} bytes, and the peer takes {self.peer.max_message}")
+        if len(result) > self._peer_max_message:
+            raise MessageTooLarge(f"the result is {len(result)} bytes, and the peer takes {self._peer_max_message}")
         self._leave_slot(call_id)
         self._outbox.put(_RESPONSE, 0, call_id, result)
-        if self.state in _ENDS:
+        if self._ends:
             self._check_drained()
 
     def refuse(self, call_id: int, body: ErrorBody, *, processed: bool = True) -> None:
         """Answers a call of the peer with an error; ``processed=False`` promises that nothing was done."""
-        if call_id not in self._incoming:
-            raise LocalProtocolError(f"call {call_id} is not open")
         self._leave_slot(call_id)
         self._outbox.put(_ERROR, 0 if processed else _NOT_PROCESSED, call_id, body.serialize())
-        if self.state in _ENDS:
+        if self._ends:
             self._check_drained()
 
     def suspend(self, call_id: int, deadline: float) -> None:
         """Says that a call of the peer goes on: at its deadline `RequestCancelled` asks for its end."""
         if call_id in self._incoming:
+            self._suspended.add(call_id)
             self._deadlines.add(call_id, deadline)
 
     def ping(self, payload: bytes) -> None:
@@ -255,9 +275,10 @@ class Conversation:
         if self.state is State.GREETING:
             self.end(None)
             return
-        if self.state not in _SERVES:
+        if not self._serves:
             return
-        self._outbox.put_control(Kind.GOAWAY, 0, GoAway(0, self._last_incoming, text).serialize())
+        self._last_promised = self._last_incoming
+        self._outbox.put_control(Kind.GOAWAY, 0, GoAway(0, self._last_promised, text).serialize())
         self._move(Input.GOAWAY_SENT)
         self._check_drained()
 
@@ -273,19 +294,21 @@ class Conversation:
             self._outbox.put_control(Kind.GOAWAY, 0, goaway.serialize())
         self._move(Input.ENDED)
         self._deadlines.clear()
-        self._assembler.clear()
-        self._outbox.drop_all()
+        unsent = self._outbox.drop_all() | self._waiting.keys()
         why = error.message if error is not None else "the connection was closed"
         for call_id, token in self._outgoing.items():
             if token is not None:
                 lost = ConnectionLost(why)
-                lost.may_have_run = call_id not in self._waiting
+                lost.may_have_run = call_id not in unsent
                 self._events.append(CallFailed(token, lost))
         self._outgoing.clear()
         self._waiting.clear()
         for call_id in sorted(self._incoming):
-            self._events.append(RequestCancelled(call_id, False))
+            if not self._assembler.is_on_the_way(call_id, Kind.REQUEST):
+                self._events.append(RequestCancelled(call_id, False))
+        self._assembler.clear()
         self._incoming.clear()
+        self._suspended.clear()
         self._events.append(Ended(error))
 
     # What comes out.
@@ -321,16 +344,15 @@ class Conversation:
 
     # Frames of the peer.
 
-    def _handle_request(self, flags: int, call_id: int, message: bytes) -> None:
+    def _handle_request(self, flags: int, call_id: int, message: bytes, begun: float) -> None:
         if call_id & 1 == self._own_parity or not call_id:
             raise RemoteProtocolError(f"REQUEST: {call_id} is no call id of the peer's")
         if call_id in self._incoming:
             raise RemoteProtocolError(f"REQUEST: call {call_id} is open already")
-        head = parse_request(message)
+        remaining, method, metadata, arguments = parse_request(message)
         if call_id > self._last_incoming:
             self._last_incoming = call_id
         self._incoming.add(call_id)
-        remaining, method, metadata, arguments = head
         if len(self._incoming) > self._limits.max_calls:
             text = f"{self._limits.max_calls} calls are in flight on this connection already"
             self.refuse(call_id, ErrorBody(Status.RESOURCE_EXHAUSTED, TooManyCalls.__name__, text), processed=False)
@@ -339,19 +361,23 @@ class Conversation:
             self._refuse_too_large(call_id, len(arguments))
             return
         self._events.append(
-            RequestReceived(call_id, method, self._now + remaining, metadata, arguments, bool(flags & _JSON)),
+            RequestReceived(call_id, method, begun + remaining, metadata, arguments, flags & _JSON != 0),
         )
 
     def _handle_response(self, call_id: int, message: bytes) -> None:
         token = self._settle(call_id)
         if token is not None:
             self._events.append(ResponseReceived(token, message))
+        if self._ends:
+            self._check_drained()
 
     def _handle_error(self, flags: int, call_id: int, message: bytes) -> None:
         body = ErrorBody.parse(message)
         token = self._settle(call_id)
         if token is not None:
             self._events.append(ErrorReceived(token, body, not flags & _NOT_PROCESSED))
+        if self._ends:
+            self._check_drained()
 
     def _handle_other(self, frame: Frame) -> None:
         """Every frame but the common ones: unary, whole, in an open conversation."""
@@ -373,8 +399,7 @@ class Conversation:
         elif kind == _CHUNK:
             self._continue_message(frame)
         elif kind == _REQUEST:
-            # GOAWAY told the caller that it will not be processed: no answer.
-            pass
+            self._handle_late_request(call_id)
         elif kind == _ERROR:
             self._handle_error(flags, call_id, payload)
         elif kind == Kind.CANCEL:
@@ -393,26 +418,45 @@ class Conversation:
         self._outbox.max_frame = hello.max_frame
         self._outbox.max_unfinished = hello.max_unfinished
         self._peer_slots = hello.max_calls
-        self._deadlines.discard(_HANDSHAKE)
+        self._peer_max_message = hello.max_message
         if self.state is State.GREETING:
             self._move(Input.HELLO_RECEIVED)
             self._events.append(Opened(hello))
 
     def _handle_goaway(self, goaway: GoAway) -> None:
         if goaway.status:
+            self._fail_unprocessed(goaway.last_call_id, ConnectionLost, goaway.text)
             self.end(ConnectionLost(f"the peer ended the conversation: {goaway.text}"))
             return
         if (self.state, Input.GOAWAY_RECEIVED) not in TRANSITIONS:
             raise RemoteProtocolError(f"GOAWAY in state {self.state.value}")
         self._move(Input.GOAWAY_RECEIVED)
-        for call_id in [call_id for call_id in self._outgoing if call_id > goaway.last_call_id]:
+        self._fail_unprocessed(goaway.last_call_id, GoingAway, goaway.text or "the peer takes no new calls")
+        self._check_drained()
+
+    def _fail_unprocessed(self, last_call_id: int, error: type[Error], text: str) -> None:
+        """Fails the calls of this end that a GOAWAY with this last call id rules out, and those that were not sent."""
+        for call_id in [call_id for call_id in self._outgoing if call_id > last_call_id or call_id in self._waiting]:
             self._waiting.pop(call_id, None)
             token = self._settle(call_id)
             if token is not None:
-                self._events.append(CallFailed(token, _not_run(GoingAway(goaway.text or "the peer takes no new calls"))))
-        self._check_drained()
+                self._events.append(CallFailed(token, _not_run(error(text))))
+
+    def _handle_late_request(self, call_id: int) -> None:
+        """A request that was on the way when GOAWAY was sent.
+
+        Requests may overtake each other, so its id may be one of those that GOAWAY said would be answered; to a later one
+        the caller expects no answer.
+        """
+        if call_id & 1 == self._own_parity or not call_id:
+            raise RemoteProtocolError(f"REQUEST: {call_id} is no call id of the peer's")
+        if call_id <= self._last_promised:
+            body = ErrorBody(Status.UNAVAILABLE, GoingAway.__name__, "this end takes no new calls")
+            self._outbox.put(_ERROR, _NOT_PROCESSED, call_id, body.serialize())
 
     def _handle_cancel(self, call_id: int) -> None:
+        if call_id & 1 == self._own_parity or not call_id:
+            raise RemoteProtocolError(f"CANCEL: {call_id} is no call id of the peer's")
         if self._assembler.is_on_the_way(call_id, Kind.REQUEST):
             # Its rest will not come.  Where it was refused already, nobody waits for an answer.
             self._assembler.discard(call_id)
@@ -437,7 +481,7 @@ class Conversation:
             raise RemoteProtocolError(f"{Kind(kind).name}: a message of call {call_id} is on the way already")
         wanted = True
         if kind == _REQUEST:
-            wanted = self._begin_request(call_id, total)
+            wanted = self._begin_request(call_id, total, part)
         elif call_id not in self._outgoing:
             raise RemoteProtocolError(f"{Kind(kind).name}: call {call_id} is not open")
         elif total > self._limits.max_message + (SLACK if kind == _ERROR else 0):
@@ -446,17 +490,19 @@ class Conversation:
             self._give_up(call_id, MessageTooLarge(text))
         elif self._outgoing[call_id] is None:
             wanted = False
-        self._assembler.begin(frame, total, part, wanted=wanted)
+        self._assembler.begin(frame, total, part, self._now, wanted=wanted)
         if len(self._assembler) > 2 * self._limits.max_calls + len(self._outgoing):
             raise RemoteProtocolError(f"{len(self._assembler)} messages are on the way at once")
 
-    def _begin_request(self, call_id: int, total: int) -> bool:
+    def _begin_request(self, call_id: int, total: int, part: bytes) -> bool:
         """Whether the rest of a large request is wanted; where it is not, the refusal is sent."""
         if call_id & 1 == self._own_parity or not call_id:
             raise RemoteProtocolError(f"REQUEST: {call_id} is no call id of the peer's")
         if call_id in self._incoming:
             raise RemoteProtocolError(f"REQUEST: call {call_id} is open already")
-        if self.state not in _SERVES:
+        remaining = parse_remaining(part)
+        if not self._serves:
+            self._handle_late_request(call_id)
             return False
         self._last_incoming = max(self._last_incoming, call_id)
         self._incoming.add(call_id)
@@ -467,16 +513,18 @@ class Conversation:
         if total > self._limits.max_message + SLACK:
             self._refuse_too_large(call_id, total)
             return False
+        self.suspend(call_id, self._now + remaining)
         return True
 
     def _continue_message(self, frame: Frame) -> None:
         message = self._assembler.go_on(frame)
         if message is None:
             return
-        call_id = frame.call_id
+        call_id = frame[2]
         if message.parts is None:
             if message.kind != _REQUEST:
                 self._settle(call_id)
+                self._check_drained()
             return
         whole = message.whole()
         if message.kind == _RESPONSE:
@@ -484,41 +532,43 @@ class Conversation:
         elif message.kind == _ERROR:
             self._handle_error(message.flags, call_id, whole)
         else:
-            # The slot was taken by the first frame.
-            self._incoming.discard(call_id)
-            self._handle_request(message.flags, call_id, whole)
+            # The slot was taken by the first frame, and the time runs from there.
+            self._leave_slot(call_id)
+            self._handle_request(message.flags, call_id, whole, message.begun)
 
     # Outcomes.
 
     def _settle(self, call_id: int) -> Any:
         """Frees the slot of a call of this end; what its caller knows it by, or ``None`` where nobody waits."""
-        if call_id not in self._outgoing:
-            raise RemoteProtocolError(f"an answer to call {call_id}, which is not open")
-        if self._waiting and call_id in self._waiting:
-            raise RemoteProtocolError(f"an answer to call {call_id}, which was not made yet")
-        token = self._outgoing.pop(call_id)
-        self._deadlines.discard(call_id)
-        if self._assembler:
+        try:
+            token = self._outgoing.pop(call_id)
+        except KeyError:
+            raise RemoteProtocolError(f"an answer to call {call_id}, which is not open") from None
+        if self._assembler.messages:
             self._assembler.discard(call_id)
-        if self._outbox and self._outbox.drop(call_id):
+        if self._outbox.large and self._outbox.drop(call_id):
             # Answered, that is refused, before it was all sent: the peer is told that no more of it comes.
             self._outbox.put_control(Kind.CANCEL, call_id)
         if self._waiting:
+            if call_id in self._waiting:
+                raise RemoteProtocolError(f"an answer to call {call_id}, which was not made yet")
             self._start_waiting()
-        if self.state in _ENDS:
+        if self._ends:
             self._check_drained()
         return token
 
     def _start_waiting(self) -> None:
         free = self._peer_slots - (len(self._outgoing) - len(self._waiting))
-        while free > 0 and self._waiting and self.state in _CALLS:
+        while free > 0 and self._waiting and self._calls:
             call = self._waiting.pop(next(iter(self._waiting)))
             free -= 1
-            self._outbox.put(
-                _REQUEST,
-                call.flags,
+            self._outbox.put_request(
                 call.call_id,
-                serialize_request(call.deadline - self._now, call.method, call.metadata, call.arguments),
+                call.flags,
+                call.deadline - self._now,
+                call.method,
+                call.metadata,
+                call.arguments,
             )
 
     def _give_up(self, call_id: int, error: Error) -> None:
@@ -526,25 +576,33 @@ class Conversation:
         token = self._outgoing.get(call_id)
         if token is None:
             return
-        if self._waiting.pop(call_id, None) is not None or self._outbox.drop(call_id) is False:
+        if self._waiting.pop(call_id, None) is not None or (begun := self._outbox.drop(call_id)) is False:
             # Nothing of it was sent.
             self._settle(call_id)
-            error.may_have_run = False
-            self._events.append(CallFailed(token, error))
+            self._events.append(CallFailed(token, _not_run(error)))
+            self._check_drained()
             return
-        self._fail_early(call_id, error)
+        if begun:
+            # The peer has no use for half a request.
+            error.may_have_run = False
+        self._assembler.stop_holding(call_id)
+        self._outgoing[call_id] = None
+        self._events.append(CallFailed(token, error))
         self._outbox.put_control(Kind.CANCEL, call_id)
 
-    def _fail_early(self, call_id: int, error: Error) -> None:
-        token = self._outgoing[call_id]
-        self._deadlines.discard(call_id)
-        if token is not None:
-            self._outgoing[call_id] = None
-            self._events.append(CallFailed(token, error))
+    def _is_awaited(self, call_id: int) -> bool:
+        """Whether a deadline still means something: that of a call of this end, of one of the peer's, of the handshake."""
+        if call_id == _HANDSHAKE:
+            return self.state is State.GREETING
+        return self._outgoing.get(call_id) is not None or call_id in self._suspended
 
     def _leave_slot(self, call_id: int) -> None:
-        self._incoming.remove(call_id)
-        self._deadlines.discard(call_id)
+        try:
+            self._incoming.remove(call_id)
+        except KeyError:
+            raise LocalProtocolError(f"call {call_id} is not open") from None
+        if self._suspended:
+            self._suspended.discard(call_id)
 
     # The end.
 
@@ -553,13 +611,16 @@ class Conversation:
             self.state = TRANSITIONS[self.state, happened]
         except KeyError:
             raise LocalProtocolError(f"{happened.value} in state {self.state.value}") from None
+        self._calls = self.state in _CALLS
+        self._serves = self.state in _SERVES
+        self._ends = self.state in _ENDS
 
     def _check_drained(self) -> None:
-        if self.state in _ENDS and not self._outgoing and not self._incoming:
+        if self._ends and not self._outgoing and not self._incoming:
             self._events.append(Drained())
 
     def _not_open(self) -> Error:
-        if self.state in _ENDS:
+        if self._ends:
             return _not_run(GoingAway("the conversation is ending and takes no new calls"))
         if self.state is State.CLOSED:
             return _not_run(ConnectionLost("the connection is closed"))

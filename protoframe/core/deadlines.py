@@ -1,11 +1,13 @@
 """Many deadlines behind one timer.
 
-Knows times and ids; what happens when one passes is the caller's.
+Knows times and ids; what happens when one passes, and whether anybody still waits for it, is the owner's.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+from collections.abc import Callable
 
 __all__ = ["Deadlines"]
 
@@ -15,50 +17,47 @@ _SLACK = 64
 class Deadlines:
     """A set of ids, each with the time at which it is due.
 
-    Ids that are discarded leave a stale entry behind; when most entries are stale they are swept, so that the heap stays
-    in proportion to what is alive and each call pays a constant share.
+    An id that nobody waits for any more is not taken out: that would cost every call.  It is skipped when it is due, and
+    swept when most entries are like it, so that the heap stays in proportion to what is alive.
+
+    :param is_alive: whether somebody still waits for an id.
     """
 
-    def __init__(self) -> None:
-        self._due: dict[int, float] = {}
+    def __init__(self, is_alive: Callable[[int], bool]) -> None:
+        self._is_alive = is_alive
         self._heap: list[tuple[float, int]] = []
+        self._sweep_at = _SLACK
 
     def __len__(self) -> int:
-        return len(self._due)
+        return len(self._heap)
 
     def add(self, identifier: int, due: float) -> None:
-        """Makes an id due at a time; an id that is there already gets the new time."""
-        self._due[identifier] = due
+        """Makes an id due at a time."""
         heap = self._heap
         heapq.heappush(heap, (due, identifier))
-        if len(heap) > 2 * len(self._due) + _SLACK:
-            heap[:] = [(due, identifier) for identifier, due in self._due.items()]
+        if len(heap) > self._sweep_at:
+            heap[:] = [entry for entry in heap if self._is_alive(entry[1])]
             heapq.heapify(heap)
-
-    def discard(self, identifier: int) -> None:
-        """Takes an id out, if it is there."""
-        self._due.pop(identifier, None)
+            self._sweep_at = 2 * len(heap) + _SLACK
 
     def clear(self) -> None:
         """Takes all out."""
-        self._due.clear()
         self._heap.clear()
 
-    def next_due(self) -> float | None:
-        """The earliest time at which an id is due, or ``None``."""
-        heap = self._heap
-        while heap:
-            due, identifier = heap[0]
-            if self._due.get(identifier) == due:
-                return due
-            heapq.heappop(heap)
-        return None
+    def earliest(self) -> float:
+        """A time before which nothing is due; infinity where nothing ever is."""
+        return self._heap[0][0] if self._heap else math.inf
 
     def pop_due(self, now: float) -> list[int]:
-        """Takes out the ids that are due by now, the earliest first."""
+        """Takes out the ids that are due by now, the earliest first, and those in front that nobody waits for."""
+        heap = self._heap
         passed = []
-        while (due := self.next_due()) is not None and due <= now:
-            _, identifier = heapq.heappop(self._heap)
-            del self._due[identifier]
-            passed.append(identifier)
+        while heap:
+            due, identifier = heap[0]
+            alive = self._is_alive(identifier)
+            if alive and due > now:
+                break
+            heapq.heappop(heap)
+            if alive:
+                passed.append(identifier)
         return passed

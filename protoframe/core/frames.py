@@ -36,12 +36,13 @@ __all__ = [
     "GoAway",
     "Hello",
     "Kind",
-    "RequestHead",
     "agree_on_version",
     "parse_preface",
+    "parse_request",
     "serialize_frame",
     "serialize_message",
     "serialize_preface",
+    "serialize_request",
 ]
 
 MAGIC = b"\x89PF\n"
@@ -54,6 +55,9 @@ PREFACE_LENGTH = _PREFACE.size
 HEADER = struct.Struct("!HBBQ")
 _TOTAL = struct.Struct("!I")
 _REQUEST = struct.Struct("!IHH")
+#: A header and what opens a REQUEST, in one.
+REQUEST_FRAME = struct.Struct("!HBBQIHH")
+_unpack_request = _REQUEST.unpack_from
 _ERROR = struct.Struct("!HBH")
 _GOAWAY = struct.Struct("!HQ")
 
@@ -63,6 +67,8 @@ LONGEST_METHOD = 255
 LONGEST_METADATA = 0xFFFF
 #: Octets of the text of an ERROR or a GOAWAY.
 LONGEST_TEXT = 1024
+#: It is sent before the peer has said which frames it takes.
+LONGEST_HELLO = SMALLEST_FRAME - HEADER.size
 
 
 class Kind(enum.IntEnum):
@@ -97,13 +103,8 @@ class Flag(enum.IntFlag):
 _MORE = int(Flag.MORE)
 
 
-class Frame(NamedTuple):
-    """One frame: its kind, flags, call id and payload."""
-
-    kind: int
-    flags: int
-    call_id: int
-    payload: bytes
+#: One frame: kind, flags, call id, payload.  A plain tuple, for there is one for each call and each answer.
+Frame = tuple[int, int, int, bytes]
 
 
 def serialize_frame(kind: int, flags: int, call_id: int, payload: bytes) -> bytes:
@@ -211,8 +212,9 @@ class Hello(msgspec.Struct, frozen=True):
         """:raises RemoteProtocolError: a setting is out of its bounds."""
         if not SMALLEST_FRAME <= self.max_frame <= LARGEST_FRAME:
             raise RemoteProtocolError(f"HELLO: max_frame is {self.max_frame}, not {SMALLEST_FRAME} to {LARGEST_FRAME}")
-        if not 0 < self.max_message < 1 << 32:
-            raise RemoteProtocolError(f"HELLO: max_message is {self.max_message}, not 1 to {(1 << 32) - 1}")
+        if not 0 < self.max_message < 1 << 31:
+            # Of the u32 that tells a message's length, what stands beside the arguments takes its share.
+            raise RemoteProtocolError(f"HELLO: max_message is {self.max_message}, not 1 to {(1 << 31) - 1}")
         if self.max_unfinished < self.max_message:
             raise RemoteProtocolError(f"HELLO: max_unfinished is {self.max_unfinished}, below max_message")
         if not 0 <= self.max_calls < 1 << 32:
@@ -227,8 +229,8 @@ class Hello(msgspec.Struct, frozen=True):
         """
         :raises RemoteProtocolError: the payload is longer than any HELLO, or no map of settings in their bounds.
         """
-        if len(payload) > SMALLEST_FRAME:
-            raise RemoteProtocolError(f"HELLO: {len(payload)} octets are more than {SMALLEST_FRAME}")
+        if len(payload) > LONGEST_HELLO:
+            raise RemoteProtocolError(f"HELLO: {len(payload)} octets are more than {LONGEST_HELLO}")
         try:
             hello = _decode_hello(payload)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -240,48 +242,48 @@ class Hello(msgspec.Struct, frozen=True):
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 
 
-class RequestHead(NamedTuple):
-    """What stands before the arguments in a REQUEST.
-
-    ``u32`` remaining time in milliseconds, ``u16`` length of the method's name, ``u16`` length of the metadata, the name
-    (UTF-8), the metadata (a msgpack map of strings, or nothing), and up to the end the arguments (a map by name).
-    """
-
-    remaining: float
-    method: bytes
-    metadata: bytes
-    arguments: bytes
+# REQUEST: u32 remaining time in milliseconds, u16 length of the method's name, u16 length of the metadata, the name (UTF-8),
+# the metadata (a msgpack map of strings, or nothing), and up to the end the arguments (a map by name).
 
 
 def serialize_request(remaining: float, method: bytes, metadata: bytes, arguments: bytes) -> bytes:
     """The message of a REQUEST; ``remaining`` seconds are rounded down, so that no hop extends a deadline."""
-    milliseconds = int(remaining * 1000) if remaining < LONGEST_REMAINING else 0xFFFFFFFF
-    return b"%b%b%b%b" % (
-        _REQUEST.pack(milliseconds if milliseconds > 0 else 0, len(method), len(metadata)),
-        method,
-        metadata,
-        arguments,
-    )
+    return _REQUEST.pack(milliseconds_of(remaining), len(method), len(metadata)) + method + metadata + arguments
 
 
-def parse_request(message: bytes) -> RequestHead:
-    """
+def milliseconds_of(remaining: float) -> int:
+    """A time until a deadline, as it travels."""
+    if remaining >= LONGEST_REMAINING:
+        return 0xFFFFFFFF
+    return int(remaining * 1000) if remaining > 0 else 0
+
+
+def parse_request(message: bytes) -> tuple[float, bytes, bytes, bytes]:
+    """The remaining seconds, the method's name, the metadata and the arguments of a REQUEST.
+
     :raises RemoteProtocolError: the lengths do not fit the message.
     """
     try:
-        milliseconds, name, metadata = _REQUEST.unpack_from(message)
+        milliseconds, name, metadata = _unpack_request(message)
     except struct.error:
         raise RemoteProtocolError(f"REQUEST: {len(message)} octets are too few") from None
     after_name = 8 + name
     after_metadata = after_name + metadata
     if after_metadata > len(message) or not 0 < name <= LONGEST_METHOD:
         raise RemoteProtocolError(f"REQUEST: {name} octets of name and {metadata} of metadata in {len(message)}")
-    return RequestHead(
-        milliseconds / 1000,
-        message[8:after_name],
-        message[after_name:after_metadata],
-        message[after_metadata:],
-    )
+    return milliseconds / 1000, message[8:after_name], message[after_name:after_metadata], message[after_metadata:]
+
+
+def parse_remaining(part: bytes) -> float:
+    """The remaining seconds of a REQUEST, from its first part.
+
+    :raises RemoteProtocolError: the part is too short.
+    """
+    try:
+        milliseconds, _, _ = _unpack_request(part)
+    except struct.error:
+        raise RemoteProtocolError(f"REQUEST: {len(part)} octets are too few") from None
+    return float(milliseconds / 1000)
 
 
 class ErrorBody(NamedTuple):

@@ -10,13 +10,27 @@ from collections import deque
 
 import msgspec
 
-from protoframe.core.frames import Flag, Frame, Kind, serialize_frame, serialize_message
+from protoframe.core.frames import (
+    HEADER,
+    LONGEST_REMAINING,
+    REQUEST_FRAME,
+    Flag,
+    Frame,
+    Kind,
+    milliseconds_of,
+    serialize_frame,
+    serialize_message,
+    serialize_request,
+)
 from protoframe.core.limits import LARGEST_FRAME
 from protoframe.errors import RemoteProtocolError
 
 __all__ = ["Assembler", "Message", "Outbox"]
 
 _MORE = int(Flag.MORE)
+_REQUEST = int(Kind.REQUEST)
+_pack_header = HEADER.pack
+_pack_request = REQUEST_FRAME.pack
 
 #: Octets that may stand beside the arguments in a REQUEST, or beside the detail in an ERROR.
 SLACK = 2 * LARGEST_FRAME
@@ -36,28 +50,52 @@ class Outbox:
 
     :ivar max_frame: octets of a frame that the peer takes.
     :ivar max_unfinished: octets of large messages that the peer holds at once.
+    :ivar large: large messages that take turns; empty when there is none.
     """
 
     def __init__(self, max_frame: int) -> None:
         self.max_frame = max_frame
         self.max_unfinished = 0
         self._frames: list[bytes] = []
-        self._large: deque[_Large] = deque()
+        self.large: deque[_Large] = deque()
         self._large_octets = 0
         self._waiting: deque[_Large] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._frames or self._large)
+        return bool(self._frames or self.large)
 
     def put(self, kind: int, flags: int, call_id: int, message: bytes) -> None:
         """Lines a message up."""
-        frames = serialize_message(kind, flags, call_id, message, self.max_frame)
-        if len(frames) == 1:
-            self._frames.append(frames[0])
+        if len(message) <= self.max_frame - HEADER.size:
+            self._frames.append(_pack_header(len(message), kind, flags, call_id) + message)
         else:
-            frames.reverse()
-            self._waiting.append(_Large(call_id, len(message), frames))
-            self._start()
+            self._put_large(call_id, len(message), serialize_message(kind, flags, call_id, message, self.max_frame))
+
+    def put_request(
+        self,
+        call_id: int,
+        flags: int,
+        remaining: float,
+        method: bytes,
+        metadata: bytes,
+        arguments: bytes,
+    ) -> None:
+        """Lines a REQUEST up."""
+        length = 8 + len(method) + len(metadata) + len(arguments)
+        if length <= self.max_frame - 12:
+            # What `serialize_request` and `serialize_frame` would do, in one step: every call comes by here.
+            milliseconds = int(remaining * 1000) if 0 < remaining < LONGEST_REMAINING else milliseconds_of(remaining)
+            head = _pack_request(length, _REQUEST, flags, call_id, milliseconds, len(method), len(metadata))
+            self._frames.append(head + method + metadata + arguments)
+        else:
+            message = serialize_request(remaining, method, metadata, arguments)
+            frames = serialize_message(_REQUEST, flags, call_id, message, self.max_frame)
+            self._put_large(call_id, len(message), frames)
+
+    def _put_large(self, call_id: int, total: int, frames: list[bytes]) -> None:
+        frames.reverse()
+        self._waiting.append(_Large(call_id, total, frames))
+        self._start()
 
     def put_control(self, kind: int, call_id: int, payload: bytes = b"") -> None:
         """Lines a frame up that is no message."""
@@ -68,33 +106,35 @@ class Outbox:
 
         :return: whether its first frame was sent already; ``None`` where there is no such message.
         """
-        for line in (self._large, self._waiting):
+        for line in (self.large, self._waiting):
             for message in line:
                 if message.call_id == call_id:
                     line.remove(message)
-                    if line is self._large:
+                    if line is self.large:
                         self._large_octets -= message.total
                         self._start()
                     return message.begun
         return None
 
-    def drop_all(self) -> None:
-        """Takes all large messages out."""
-        self._large.clear()
+    def drop_all(self) -> set[int]:
+        """Takes all large messages that are not all sent out of the line; their call ids."""
+        dropped = {message.call_id for message in (*self.large, *self._waiting)}
+        self.large.clear()
         self._waiting.clear()
         self._large_octets = 0
+        return dropped
 
     def poll(self, allowance: int) -> list[bytes]:
         """Takes frames out: all that are whole messages, then of large ones about ``allowance`` octets."""
         frames, self._frames = self._frames, []
-        while self._large and allowance > 0:
-            message = self._large.popleft()
+        while self.large and allowance > 0:
+            message = self.large.popleft()
             message.begun = True
             frame = message.frames.pop()
             frames.append(frame)
             allowance -= len(frame)
             if message.frames:
-                self._large.append(message)
+                self.large.append(message)
             else:
                 self._large_octets -= message.total
                 self._start()
@@ -104,21 +144,23 @@ class Outbox:
         """Starts as many of the large messages that wait as the peer holds at once."""
         while self._waiting:
             message = self._waiting[0]
-            if self._large and self._large_octets + message.total > self.max_unfinished:
+            if self.large and self._large_octets + message.total > self.max_unfinished:
                 return
             self._large_octets += message.total
-            self._large.append(self._waiting.popleft())
+            self.large.append(self._waiting.popleft())
 
 
 class Message(msgspec.Struct):
     """A message of several frames.
 
+    :ivar begun: when its first frame came.
     :ivar parts: what came of it; ``None`` where nobody wants it, and its frames are only counted.
     """
 
     kind: int
     flags: int
     total: int
+    begun: float
     parts: list[bytes] | None
     received: int = 0
 
@@ -131,28 +173,30 @@ class Assembler:
     """Messages whose rest is on the way.
 
     :param max_unfinished: octets of them that are held at once.
+    :ivar messages: they, by call id.
     """
 
     def __init__(self, max_unfinished: int) -> None:
         self._max_octets = max_unfinished + SLACK
         self._octets = 0
-        self._messages: dict[int, Message] = {}
+        self.messages: dict[int, Message] = {}
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self.messages)
 
-    def begin(self, frame: Frame, total: int, part: bytes, *, wanted: bool) -> None:
+    def begin(self, frame: Frame, total: int, part: bytes, now: float, *, wanted: bool) -> None:
         """Takes the first frame of a message, from which `~protoframe.core.frames.parse_total` gave ``total`` and ``part``.
 
         :raises RemoteProtocolError: the peer sends more at once than it was told that this end holds.
         """
-        self.discard(frame.call_id)
-        message = Message(frame.kind, frame.flags, total, [part] if wanted else None, len(part))
+        kind, flags, call_id, _ = frame
+        self.discard(call_id)
+        message = Message(kind, flags, total, now, [part] if wanted else None, len(part))
         if wanted:
             self._octets += total
             if self._octets > self._max_octets:
                 raise RemoteProtocolError(f"messages of {self._octets} octets are on the way at once")
-        self._messages[frame.call_id] = message
+        self.messages[call_id] = message
 
     def go_on(self, frame: Frame) -> Message | None:
         """Takes a CHUNK; the message, where that was its last.
@@ -160,7 +204,7 @@ class Assembler:
         :raises RemoteProtocolError: no message of this call is on the way, or it is longer or shorter than was said.
         """
         _, flags, call_id, payload = frame
-        message = self._messages.get(call_id)
+        message = self.messages.get(call_id)
         if message is None:
             raise RemoteProtocolError(f"CHUNK: no message of call {call_id} is on the way")
         message.received += len(payload)
@@ -180,23 +224,23 @@ class Assembler:
 
     def is_on_the_way(self, call_id: int, kind: Kind) -> bool:
         """Whether a message of this kind and call is unfinished."""
-        message = self._messages.get(call_id)
+        message = self.messages.get(call_id)
         return message is not None and message.kind == kind
 
     def discard(self, call_id: int) -> None:
         """Forgets what came of a message, if there is one; its rest will not come."""
-        message = self._messages.pop(call_id, None)
+        message = self.messages.pop(call_id, None)
         if message is not None and message.parts is not None:
             self._octets -= message.total
 
     def stop_holding(self, call_id: int) -> None:
         """Forgets what came of a message, if there is one, and only counts the rest."""
-        message = self._messages.get(call_id)
+        message = self.messages.get(call_id)
         if message is not None and message.parts is not None:
             message.parts = None
             self._octets -= message.total
 
     def clear(self) -> None:
         """Forgets all."""
-        self._messages.clear()
+        self.messages.clear()
         self._octets = 0

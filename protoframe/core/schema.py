@@ -40,6 +40,8 @@ NAME = "__protoframe_name__"
 _CODEC_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _IMMUTABLE = (type(None), bool, int, float, str, bytes, frozenset, enum.Enum)
 
+_TYPED = Bounds.TYPED
+_astuple = msgspec.structs.astuple
 _encode_msgpack = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
 
@@ -85,18 +87,21 @@ class ErrorType:
                 fields.append((name, hints[name]))
         self.fields = _struct(cls.__name__, (), fields, f"error {cls.__name__}")
         _check_type(self.fields, f"error {cls.__name__}")
+        self._bounds = bounds_of(self.fields)
 
     def encode(self, error: Error, json: bool) -> bytes:
         """The detail of an error of this class, for the wire."""
         detail = self.fields(**{name: getattr(error, name) for name in self.fields.__struct_fields__})
         return _encode_json(detail) if json else _encode_msgpack(detail)
 
-    def decode(self, message: str, detail: bytes) -> Error:
+    def decode(self, message: str, detail: bytes, max_nesting: int = 64) -> Error:
         """An error of this class, from its msgpack detail.
 
         :raises InvalidResponse: the detail is not what the class's fields say.
         """
         try:
+            if self._bounds is not Bounds.TYPED:
+                check_msgpack(detail, max_nesting, self._bounds)
             fields = msgspec.msgpack.decode(detail, type=self.fields)
         except _CODEC_ERRORS as error:
             raise InvalidResponse(f"{self.name}: {invalid_value(error)}") from None
@@ -119,8 +124,10 @@ class Method:
 
     :ivar protocol: the name of the Protocol that declares it.
     :ivar name: its name there.
-    :ivar wire_name: ``protocol.name``, as it travels.
+    :ivar full_name: ``protocol.name``.
+    :ivar wire_name: the same, as it travels.
     :ivar function: what serves it; ``None`` for a declaration alone.
+    :ivar json: whether it is called with JSON texts; it is not, see `protoframe._connection.JSONMethod`.
     :ivar doc: its docstring.
     :ivar parameters: a Struct of its parameters.
     :ivar result: the type of its result.
@@ -132,7 +139,7 @@ class Method:
         self.name = name
         self.options = options
         self.doc = inspect.getdoc(function) or ""
-        where = f"{protocol}.{name}"
+        self.full_name = where = f"{protocol}.{name}"
         self.wire_name = where.encode()
         if len(self.wire_name) > 255:
             raise TypeError(f"{where}: the name is {len(self.wire_name)} octets long, and 255 are allowed")
@@ -140,7 +147,7 @@ class Method:
         self.function = None if is_declaration(function, hints) else function
         self.parameters, self._positional, self._keywords = _parameters(function, hints, where)
         self.result = _result_type(hints, where)
-        self.errors = {cls.__name__: error_type(cls) for cls in options.raises}
+        self.errors: Mapping[str, ErrorType] = {cls.__name__: error_type(cls) for cls in options.raises}
         _check_type(self.parameters, where)
         try:
             self._decode_arguments = msgspec.msgpack.Decoder(self.parameters).decode
@@ -148,6 +155,7 @@ class Method:
         except TypeError as error:
             raise TypeError(f"{where}: {error}") from None
         _check_type(self.result, f"{where}: result")
+        self.json = False
         self.argument_bounds = bounds_of(self.parameters)
         self.result_bounds = bounds_of(self.result)
 
@@ -171,11 +179,12 @@ class Method:
         :raises InvalidArgument: they are not what the annotations say; the text opens with the path of the fault.
         """
         try:
-            if self.argument_bounds is not Bounds.TYPED:
+            if self.argument_bounds is _TYPED and not json:
+                return _astuple(self._decode_arguments(octets))
+            if self.argument_bounds is not _TYPED:
                 check = check_json if json else check_msgpack
                 check(octets, max_nesting, self.argument_bounds)
-            decode = self._decode_json_arguments if json else self._decode_arguments
-            return msgspec.structs.astuple(decode(octets))
+            return _astuple(self._decode_json_arguments(octets) if json else self._decode_arguments(octets))
         except _CODEC_ERRORS as error:
             raise InvalidArgument(invalid_value(error)) from None
 
@@ -203,7 +212,7 @@ class Method:
         :raises InvalidResponse: it is not what the annotation says; the text opens with the path of the fault.
         """
         try:
-            if self.result_bounds is not Bounds.TYPED:
+            if self.result_bounds is not _TYPED:
                 check_msgpack(octets, max_nesting, self.result_bounds)
             return self._decode_result(octets)
         except _CODEC_ERRORS as error:
@@ -285,7 +294,9 @@ def is_declaration(function: Callable[..., Any], hints: Mapping[str, Any]) -> bo
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
-        return code.co_names == () and hints.get("return") is not type(None)
+        if code.co_code in _RAISING:
+            return bool(code.co_names == ("NotImplementedError",))
+        return code.co_code in _SILENT and code.co_consts[-1] is None and hints.get("return") is not type(None)
     if not isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef):
         return False
     body = tree.body
@@ -296,6 +307,22 @@ def is_declaration(function: Callable[..., Any], hints: Mapping[str, Any]) -> bo
 
 #: Octets of byte code of the longest body that `is_declaration` looks at closer, several times over.
 _LONGEST_DECLARATION = 256
+
+
+def _bodies(*bodies: str) -> frozenset[bytes]:
+    """The byte codes of functions and coroutines with these bodies."""
+    codes = set()
+    for body in bodies:
+        for head in ("def f():", "async def f():"):
+            for doc in ("", "'doc'; "):
+                (made,) = (const for const in compile(f"{head} {doc}{body}", "", "exec").co_consts if inspect.iscode(const))
+                codes.add(made.co_code)
+    return frozenset(codes)
+
+
+# Where there is no source: bodies that return None or a docstring, and bodies that raise one name.
+_SILENT = _bodies("...")
+_RAISING = _bodies("raise NotImplementedError", "raise NotImplementedError()", "raise NotImplementedError('text')")
 
 
 def _says_nothing(statement: ast.stmt) -> bool:
@@ -417,9 +444,14 @@ def invalid_value(error: Exception) -> str:
         return "$: nested too deep"
     if isinstance(error, UnicodeDecodeError):
         return "$: text is not UTF-8"
-    text, _, path = str(error).partition(" - at `")
-    path = path.rstrip("`") or "$"
+    text, found, place = str(error).rpartition(" - at ")
+    if not found:
+        text, place = place, "$"
+    # The place is "`$.a`", or "`key` in `$.a`".
+    key, _, path = place.replace("`", "").rpartition(" in ")
     missing = "Object missing required field `"
     if text.startswith(missing):
         return f"{path}.{text[len(missing) :].rstrip('`')}: missing"
-    return f"{path}: {text[:1].lower()}{text[1:].replace('`', '')}"
+    if text[1:2].islower() and not text.startswith("MessagePack"):
+        text = text[0].lower() + text[1:]
+    return f"{path}: {'key: ' if key else ''}{text.replace('`', '')}"

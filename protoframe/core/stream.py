@@ -6,6 +6,8 @@ most one unfinished frame is held, and a length is checked before the octets beh
 
 from __future__ import annotations
 
+import math
+
 from protoframe.core.frames import (
     HEADER,
     PREFACE_LENGTH,
@@ -21,8 +23,6 @@ __all__ = ["FrameReader"]
 
 _HEADER_LENGTH = HEADER.size
 _unpack_header = HEADER.unpack_from
-# A frame is made from a tuple that is at hand: the constructor of a NamedTuple would unpack and pack it again.
-_frame = tuple.__new__
 
 
 class FrameReader:
@@ -84,23 +84,28 @@ class FrameReader:
             if after > end:
                 self._needed = _HEADER_LENGTH + length
                 break
-            frames.append(_frame(Frame, (kind, flags, call_id, data[body:after])))
+            frames.append((kind, flags, call_id, data[body:after]))
             at = after
         if at < end:
             held += data[at:] if at else data
-            self._begun = now
+            if at or self._begun is None:
+                self._begun = now
         else:
             self._begun = None
         return frames
 
-    def next_timer(self) -> float | None:
-        """When `handle_timer` wants to be called, or ``None``."""
-        return None if self._begun is None else self._begun + self._frame_timeout
+    @property
+    def unfinished(self) -> bool:
+        """Whether part of a frame, or of the preface, waits for its rest."""
+        return self._begun is not None
+
+    def next_timer(self) -> float:
+        """When `handle_timer` wants to be called; infinity for never."""
+        return math.inf if self._begun is None else self._begun + self._frame_timeout
 
     def handle_timer(self, now: float) -> None:
         """
         :raises RemoteProtocolError: a frame has been on the way for too long.
         """
-        due = self.next_timer()
-        if due is not None and due <= now:
+        if self.next_timer() <= now:
             raise RemoteProtocolError(f"a frame did not come whole within {self._frame_timeout:g} s")

@@ -31,14 +31,14 @@ class Bounds(enum.Enum):
 def bounds_of(annotation: Any) -> Bounds:
     """How far an annotation bounds its values."""
     found: set[Bounds] = set()
-    _walk(msgspec.inspect.type_info(annotation), (), found)
+    _walk(msgspec.inspect.type_info(annotation), (), found, set())
     for bounds in (Bounds.UNTYPED, Bounds.RECURSIVE):
         if bounds in found:
             return bounds
     return Bounds.TYPED
 
 
-def _walk(info: Any, above: tuple[Any, ...], found: set[Bounds]) -> None:
+def _walk(info: Any, above: tuple[Any, ...], found: set[Bounds], done: set[int]) -> None:
     if isinstance(info, msgspec.inspect.AnyType | msgspec.inspect.RawType):
         found.add(Bounds.UNTYPED)
         return
@@ -47,11 +47,15 @@ def _walk(info: Any, above: tuple[Any, ...], found: set[Bounds]) -> None:
     if any(info is one for one in above):
         found.add(Bounds.RECURSIVE)
         return
+    # One Struct is one object, however many refer to it: looked into once.
+    if id(info) in done:
+        return
+    done.add(id(info))
     above = (*above, info)
     for name in type(info).__struct_fields__:
         value = getattr(info, name)
         for part in value if isinstance(value, tuple) else (value,):
-            _walk(part, above, found)
+            _walk(part, above, found, done)
 
 
 # One entry for each first octet of msgpack (the format's specification, "Formats"): how many octets its length field has,
@@ -114,7 +118,9 @@ def check_msgpack(octets: bytes, max_nesting: int, bounds: Bounds) -> None:
             is_map.pop()
 
 
-_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# A string that does not end is taken too, to the end: else each quote in it would be tried anew, which takes the square of
+# the length.  Nothing is given back (``*+``), for the same reason.
+_JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _JSON_BRACKET = re.compile(rb"[][{}]")
 
 
