@@ -185,6 +185,11 @@ class Connection:
         for protocol in protocols:
             protocol.__dict__["_protoframe_make_peer"] = self.proxy
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer has greeted, and the conversation is not over."""
+        return self._made and self._conversation.state is not _CLOSED
+
     # For whoever calls.
 
     def proxy(self, protocol: type[Any]) -> Any:

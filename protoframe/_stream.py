@@ -30,6 +30,7 @@ class StreamCarrier(TwistedProtocol):
     :param connect: makes the connection that this carries, given the carrier and the peer's address.
     :param limits: what this end takes.
     :param clock: gives the time.
+    :param pauses_peer: whether to read no more while the peer does not read.
     :ivar connection: what is carried, from `connectionMade` on.
     """
 
@@ -47,6 +48,7 @@ class StreamCarrier(TwistedProtocol):
         self._connect = connect
         self._clock = clock
         self._pauses_peer = pauses_peer
+        self._peer_is_paused = False
         self._reader = FrameReader(limits.max_frame, limits.frame_timeout)
 
     # IProtocol
@@ -86,15 +88,18 @@ class StreamCarrier(TwistedProtocol):
         """The peer reads slower than this end writes.
 
         A server reads no more requests until its answers are read; a client goes on reading answers in any case, so
-        that two ends never wait for each other.
+        that two ends never wait for each other.  Nor does a server stop before the peer's HELLO: a TLS transport pauses
+        its producer until the handshake is done, which takes reading.
         """
         self.connection.pause()
-        if self._pauses_peer:
+        if self._pauses_peer and self.connection.is_open:
+            self._peer_is_paused = True
             self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """The peer has caught up."""
-        if self._pauses_peer:
+        if self._peer_is_paused:
+            self._peer_is_paused = False
             self.transport.resumeProducing()
         self.connection.resume()
 

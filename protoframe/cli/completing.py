@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 from click.shell_completion import CompletionItem
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["STEM", "complete_argument", "complete_method", "complete_name", "complete_where"]
 
-Items = list[CompletionItem[str]]
+#: As a string, for the class takes a type from click 8.3 on alone.
+Items: TypeAlias = "list[CompletionItem[str]]"
 
 #: The type of an item that goes on: the shell puts no space behind it.
 STEM = "stem"

@@ -79,7 +79,7 @@ def ping(where: str, count: int, interval: float, timeout: float, json: bool, qu
 
 
 async def _answer(reactor: Any, connection: Any, seconds: float) -> float:
-    from twisted.internet.error import TimeoutError as TwistedTimeoutError
+    from twisted.internet.defer import TimeoutError as TwistedTimeoutError
 
     from protoframe.errors import DeadlineExceeded
 

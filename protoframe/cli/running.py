@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from protoframe.cli.options import Settings
@@ -50,6 +50,7 @@ _CLOSING = 0.25
 #: Seconds after which a person wonders.
 _PATIENCE = 0.5
 _LONGEST_MESSAGE = 4096
+_USUAL_WIDTH = 80
 
 
 class Target:
@@ -196,6 +197,7 @@ class _Progress:
         self._text = clean(f"waiting for {target}")
         self._shown = not settings.quiet and is_terminal(sys.stderr)
         self._began = time.monotonic()
+        self._visible = False
         self._timer: Any = None
 
     def start(self) -> None:
@@ -205,29 +207,30 @@ class _Progress:
     def stop(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        if self._timer is not None:
+        if self._visible:
+            self._visible = False
             self._write("")
-        self._timer = None
 
     def _tick(self) -> None:
         text = f"{self._text}: {time.monotonic() - self._began:.0f} s"
         # A line that wraps could not be taken back.
+        self._visible = True
         self._write(text if width(text) < _terminal_width() else "waiting")
         self._timer = self._reactor.callLater(1.0, self._tick)
 
     def _write(self, text: str) -> None:
-        try:
+        # Who took the terminal away cannot be told, and can do without.
+        with suppress(OSError):
             sys.stderr.write(f"\r\x1b[K{text}")
             sys.stderr.flush()
-        except OSError:
-            self._shown = False
 
 
 def _terminal_width() -> int:
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns
+        # A terminal that does not say has 0.
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _USUAL_WIDTH
     except (OSError, ValueError):
-        return 80
+        return _USUAL_WIDTH
 
 
 def _not_opened(error: Error, target: Target, settings: Settings) -> Problem:

@@ -540,6 +540,8 @@ class Conversation:
 
     def _settle(self, call_id: int) -> Any:
         """Frees the slot of a call of this end; what its caller knows it by, or ``None`` where nobody waits."""
+        if self._waiting and call_id in self._waiting:
+            raise RemoteProtocolError(f"an answer to call {call_id}, which was not made yet")
         try:
             token = self._outgoing.pop(call_id)
         except KeyError:
@@ -550,11 +552,7 @@ class Conversation:
             # Answered, that is refused, before it was all sent: the peer is told that no more of it comes.
             self._outbox.put_control(Kind.CANCEL, call_id)
         if self._waiting:
-            if call_id in self._waiting:
-                raise RemoteProtocolError(f"an answer to call {call_id}, which was not made yet")
             self._start_waiting()
-        if self._ends:
-            self._check_drained()
         return token
 
     def _start_waiting(self) -> None:

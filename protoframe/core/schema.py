@@ -452,6 +452,6 @@ def invalid_value(error: Exception) -> str:
     missing = "Object missing required field `"
     if text.startswith(missing):
         return f"{path}.{text[len(missing) :].rstrip('`')}: missing"
-    if text[1:2].islower() and not text.startswith("MessagePack"):
+    if not text[1:2].isupper() and not text.startswith("MessagePack"):
         text = text[0].lower() + text[1:]
     return f"{path}: {'key: ' if key else ''}{text.replace('`', '')}"

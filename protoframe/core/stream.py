@@ -44,7 +44,8 @@ class FrameReader:
     def feed(self, data: bytes, now: float) -> list[Frame]:
         """The frames that the next octets complete.
 
-        Frames that stand before a fault in the same octets are lost with the conversation.
+        Frames that stand before a fault in the same octets are lost with the conversation.  After a fault nothing more is to
+        be fed: where the next frame would begin is not known.
 
         :raises RemoteProtocolError: the peer does not open with the magic, or a frame is longer than it may be.
         :raises VersionMismatch: the peer speaks no version that this end does.
@@ -54,9 +55,9 @@ class FrameReader:
             # Appended to, not built anew: a peer that sends octet by octet costs no more than another.
             held += data
             if not self.version and not opens_like_a_preface(bytes(held[:PREFACE_LENGTH])):
-                raise RemoteProtocolError(
-                    f"the peer does not speak protoframe: it opened with {describe(bytes(held[:16]))}",
-                )
+                opening = describe(bytes(held[:16]))
+                held.clear()
+                raise RemoteProtocolError(f"the peer does not speak protoframe: it opened with {opening}")
             if len(held) < self._needed:
                 if self._begun is None:
                     self._begun = now

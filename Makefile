@@ -1,0 +1,60 @@
+# make help     what there is
+# Everything happens in virtual environments in this directory; Python 3.11 or later and a package index are needed.
+
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+DEMO_INSTALLED = $(DEMO_VENV)/.installed
+
+.PHONY: help venv demo test quality docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      start a server, call it, stop it"
+	@echo "make venv      an environment for development, in $(VENV)"
+	@echo "make test      all tests"
+	@echo "make quality   lint, format, types, documentation"
+	@echo "make docs      the documentation, in docs/_build/html"
+	@echo "make clean     remove what these made, environments included"
+
+venv: $(INSTALLED)
+
+# The stamp comes last: an environment whose installation broke off is made anew.
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+$(DEMO_INSTALLED): setup.cfg pyproject.toml
+	@echo "Making an environment in $(DEMO_VENV); this takes a moment, once."
+	@$(PYTHON) -m venv --clear $(DEMO_VENV)
+	@$(DEMO_VENV)/bin/python -m pip install --quiet --editable .
+	@touch $@
+
+demo: $(DEMO_INSTALLED)
+	@tools/demo.sh $(DEMO_VENV)/bin
+
+# trial runs what is trial's; pytest runs that too, and all the rest.
+test: $(INSTALLED)
+	$(BIN)/trial tests
+	$(BIN)/python -m pytest
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) docs
+
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) $(DEMO_VENV) .venv-ci .venv-ci-demo build dist protoframe.egg-info docs/_build
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache _trial_temp*
+	rm -f dropin.cache twisted/plugins/dropin.cache
+	find protoframe tests twisted -name __pycache__ -type d -prune -exec rm -rf {} +

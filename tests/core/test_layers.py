@@ -1,0 +1,38 @@
+"""What stands below does not know what stands above."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import protoframe.core
+
+CORE = pathlib.Path(protoframe.core.__file__).parent
+ALLOWED = {
+    "__future__", "ast", "collections", "copy", "dataclasses", "enum", "functools", "heapq", "inspect", "itertools", "math",
+    "msgspec", "operator", "re", "struct", "textwrap", "types", "typing",
+}  # fmt: skip
+
+
+class Layers(SynchronousTestCase):
+    def test_the_core_imports_neither_twisted_nor_anything_that_has_a_clock_or_a_socket(self):
+        for path in CORE.glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    names = [node.module]
+                for name in names:
+                    if not name.startswith(("protoframe.core", "protoframe.errors")):
+                        self.assertIn(name.partition(".")[0], ALLOWED, path.name)
+
+    def test_a_process_that_imports_the_core_has_not_loaded_twisted(self):
+        modules = ", ".join(f"protoframe.core.{path.stem}" for path in CORE.glob("*.py") if path.stem != "__init__")
+        code = f"import sys, {modules}; print(sorted({{name.partition('.')[0] for name in sys.modules}} & {{'twisted', 'zope'}}))"
+        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        self.assertEqual(printed, "[]\n")
