@@ -64,7 +64,9 @@ class Handshake(SynchronousTestCase):
     def test_each_end_learns_the_others_settings(self):
         pair = Pair(SMALL, Limits())
         peer = pair.acceptor.conversation.peer
-        self.assertEqual((peer.max_frame, peer.max_message, peer.max_unfinished, peer.max_calls), (2048, 6000, 12000, 3))
+        self.assertEqual(
+            (peer.max_frame, peer.max_message, peer.max_unfinished, peer.max_calls), (2048, 6000, 12000, 3)
+        )
         self.assertEqual(peer.agent, "test")
         self.assertEqual(pair.initiator.conversation.peer.max_frame, 65536)
 
@@ -84,7 +86,10 @@ class Handshake(SynchronousTestCase):
         self.assertIsInstance(pair.acceptor.ended.error, VersionMismatch)
         pair.acceptor.send()
         *_, (kind, _, _, payload) = cut(bytes(pair.acceptor.link[8:]))
-        self.assertEqual((kind, payload[:2], payload[10:]), (GOAWAY, b"\0\x0c", b"no version in common: the peer speaks 2 to 3, this end 1"))
+        self.assertEqual(
+            (kind, payload[:2], payload[10:]),
+            (GOAWAY, b"\0\x0c", b"no version in common: the peer speaks 2 to 3, this end 1"),
+        )
 
     def test_once_open_the_handshake_has_no_deadline(self):
         pair = Pair()
@@ -109,7 +114,9 @@ class Calls(SynchronousTestCase):
             self.pair.settle()
             request = server.request
             self.assertEqual((request.call_id, request.method, request.arguments), (call_id, b"P.m", b"\x81\xa1a\x01"))
-            self.assertEqual((request.metadata, request.json, request.deadline), (b"\x81\xa1k\xa1v", True, self.pair.now + 10))
+            self.assertEqual(
+                (request.metadata, request.json, request.deadline), (b"\x81\xa1k\xa1v", True, self.pair.now + 10)
+            )
             self.assertEqual((server.conversation.running, caller.conversation.pending), (1, 1))
             server.conversation.respond(request.call_id, b"result")
             self.pair.settle()
@@ -146,7 +153,14 @@ class Calls(SynchronousTestCase):
         conversation = self.caller.conversation
         for method, metadata in ((b"", b""), (b"a" * 256, b""), (b"m", b"a" * 65536)):
             self.assertRaises(
-                LocalProtocolError, conversation.request, method, b"\x80", "token", 1e9, self.pair.now, metadata=metadata
+                LocalProtocolError,
+                conversation.request,
+                method,
+                b"\x80",
+                "token",
+                1e9,
+                self.pair.now,
+                metadata=metadata,
             )
         self.assertEqual(conversation.pending, 0)
         conversation.request(b"a" * 255, b"\x80", "token", 1e9, self.pair.now, metadata=b"a" * 65535)
@@ -260,7 +274,10 @@ class LargeMessages(Calls):
     def test_arguments_that_the_peer_does_not_take_are_not_sent(self):
         error = self.assertRaises(MessageTooLarge, self.call, bytes(6001))
         self.assertFalse(error.may_have_run)
-        self.assertEqual((error.message, self.caller.conversation.pending), ("the arguments are 6001 bytes, and the peer takes 6000", 0))
+        self.assertEqual(
+            (error.message, self.caller.conversation.pending),
+            ("the arguments are 6001 bytes, and the peer takes 6000", 0),
+        )
 
     def test_a_result_that_the_peer_does_not_take_is_not_sent_and_the_call_still_wants_its_answer(self):
         _, token = self.call()
@@ -541,7 +558,9 @@ class Answers(SynchronousTestCase):
     def test_an_error_may_take_the_place_of_a_half_sent_result(self):
         end = opened()
         _, token = end.call()
-        end.receive(frame(RESPONSE, MORE, 2, struct.pack("!I", 20) + b"a") + frame(ERROR, 0, 2, struct.pack("!HBH", 2, 0, 0)))
+        end.receive(
+            frame(RESPONSE, MORE, 2, struct.pack("!I", 20) + b"a") + frame(ERROR, 0, 2, struct.pack("!HBH", 2, 0, 0))
+        )
         self.assertIsInstance(end.outcome(token), ErrorReceived)
         end.receive(frame(CHUNK, 0, 2, b"a"))
         self.assertIsInstance(end.ended.error, RemoteProtocolError)

@@ -6,7 +6,15 @@ import struct
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from protoframe.core.events import CallFailed, Drained, Ended, ErrorReceived, RequestCancelled, RequestReceived, ResponseReceived
+from protoframe.core.events import (
+    CallFailed,
+    Drained,
+    Ended,
+    ErrorReceived,
+    RequestCancelled,
+    RequestReceived,
+    ResponseReceived,
+)
 from protoframe.core.frames import ErrorBody
 from protoframe.core.limits import Limits
 from protoframe.core.state import TRANSITIONS, Input, Role, State
@@ -101,7 +109,9 @@ class States(SynchronousTestCase):
                         self.assertEqual((end.conversation.state, end.events), (State.CLOSED, []), what)
                     elif happened is Input.GOAWAY_SENT:
                         # Not open yet, there is nothing to go away from but the connection.
-                        self.assertEqual(end.conversation.state, State.CLOSED if state is State.GREETING else state, what)
+                        self.assertEqual(
+                            end.conversation.state, State.CLOSED if state is State.GREETING else state, what
+                        )
                     else:
                         self.assertIsInstance(end.ended.error, RemoteProtocolError, what)
                         self.assertEqual(end.conversation.state, State.CLOSED, what)
@@ -256,7 +266,9 @@ class GoingAwayInOrder(SynchronousTestCase):
         self.pair.settle()
         for token in (small, large, waiting):
             event = self.caller.outcome(token)
-            self.assertEqual((type(event.error), event.error.message, event.error.may_have_run), (GoingAway, "bye", False))
+            self.assertEqual(
+                (type(event.error), event.error.message, event.error.may_have_run), (GoingAway, "bye", False)
+            )
         self.assertEqual(self.caller.outcomes(first), [])
         self.assertEqual(len(self.server.of(RequestReceived)), 1)
         self.server.conversation.respond(1, b"")
@@ -346,7 +358,9 @@ class GoingAwayForAFault(SynchronousTestCase):
 
     def test_the_last_call_of_the_peer_is_told(self):
         end = opened()
-        end.receive(frame(REQUEST, 0, 7, request_message()) + frame(REQUEST, 0, 3, request_message()) + frame(CANCEL, 0, 2))
+        end.receive(
+            frame(REQUEST, 0, 7, request_message()) + frame(REQUEST, 0, 3, request_message()) + frame(CANCEL, 0, 2)
+        )
         end.send()
         ((kind, _, _, payload),) = cut(bytes(end.link))
         self.assertEqual((kind, struct.unpack_from("!HQ", payload)), (GOAWAY, (13, 7)))

@@ -18,7 +18,6 @@ from protoframe.core.events import ResponseReceived
 from protoframe.core.frames import (
     HEADER,
     LONGEST_HELLO,
-    PREFACE_LENGTH,
     ErrorBody,
     Flag,
     GoAway,
@@ -79,7 +78,11 @@ def write(meaning: dict[str, Any]) -> bytes:
 
 def read(kind: int, flags: int, call_id: int, payload: bytes) -> dict[str, Any]:
     """What a frame says."""
-    meaning: dict[str, Any] = {"kind": Kind(kind).name, "flags": [flag.name for flag in Flag if flags & flag], "call_id": call_id}
+    meaning: dict[str, Any] = {
+        "kind": Kind(kind).name,
+        "flags": [flag.name for flag in Flag if flags & flag],
+        "call_id": call_id,
+    }
     decode = decoder(meaning)
     if kind == Kind.HELLO:
         meaning["settings"] = msgspec.structs.asdict(Hello.parse(payload))
@@ -114,7 +117,9 @@ class Vectors(SynchronousTestCase):
     def test_every_kind_and_every_flag_has_a_vector(self):
         meanings = [vector["meaning"] for vector in vectors("frames.json")]
         self.assertEqual({meaning["kind"] for meaning in meanings} | {"CHUNK"}, {kind.name for kind in Kind})
-        self.assertEqual({flag for meaning in meanings for flag in meaning["flags"]} | {"MORE"}, {flag.name for flag in Flag})
+        self.assertEqual(
+            {flag for meaning in meanings for flag in meaning["flags"]} | {"MORE"}, {flag.name for flag in Flag}
+        )
 
     def test_a_preface_is_taken_or_refused_as_its_vector_says(self):
         for vector in vectors("prefaces.json"):
@@ -154,7 +159,9 @@ class Vectors(SynchronousTestCase):
         # Each step is what its sender's conversation writes, given what came before it.
         pair = Pair(Limits(), Limits(max_frame=2048, max_message=4096, max_unfinished=8192, max_calls=2), opened=False)
         for end, agent in ((pair.initiator, "client"), (pair.acceptor, "server")):
-            end.conversation = Conversation(Role.INITIATOR if agent == "client" else Role.ACCEPTOR, end.limits, 1000.0, agent)
+            end.conversation = Conversation(
+                Role.INITIATOR if agent == "client" else Role.ACCEPTOR, end.limits, 1000.0, agent
+            )
         calls = iter([{"text": "hello"}, {"text": ""}])
         acts = {
             "REQUEST": lambda end: end.conversation.request(
@@ -181,7 +188,9 @@ class Prefaces(SynchronousTestCase):
     def test_the_latest_version_that_both_speak_is_taken(self):
         self.patch(frames, "FIRST_VERSION", 2)
         self.patch(frames, "LAST_VERSION", 5)
-        self.assertEqual([agree_on_version(*peer) for peer in ((1, 2), (1, 4), (3, 9), (5, 5), (2, 255))], [2, 4, 5, 5, 5])
+        self.assertEqual(
+            [agree_on_version(*peer) for peer in ((1, 2), (1, 4), (3, 9), (5, 5), (2, 255))], [2, 4, 5, 5, 5]
+        )
         for peer in ((1, 1), (6, 9)):
             self.assertRaises(VersionMismatch, agree_on_version, *peer)
 
@@ -206,7 +215,9 @@ class Messages(SynchronousTestCase):
         if rest:
             total, payload = frames.parse_total(payload)
             self.assertEqual(total, len(message))
-            self.assertEqual([(kind, more) for kind, more, *_ in rest], [(CHUNK, MORE)] * (len(rest) - 1) + [(CHUNK, 0)])
+            self.assertEqual(
+                [(kind, more) for kind, more, *_ in rest], [(CHUNK, MORE)] * (len(rest) - 1) + [(CHUNK, 0)]
+            )
         self.assertEqual(payload + b"".join(part for *_, part in rest), message)
 
     def test_the_longest_message_that_is_one_frame_is_one_frame(self):
@@ -232,7 +243,13 @@ class Messages(SynchronousTestCase):
         self.assertAlmostEqual(remaining, milliseconds / 1000, delta=0.0005)
 
     def test_the_time_that_is_left_is_never_told_longer_than_it_is(self):
-        for seconds, told in ((0.0019, 0.001), (-5.0, 0.0), (0.0, 0.0), (float("inf"), 4294967.295), (5e6, 4294967.295)):
+        for seconds, told in (
+            (0.0019, 0.001),
+            (-5.0, 0.0),
+            (0.0, 0.0),
+            (float("inf"), 4294967.295),
+            (5e6, 4294967.295),
+        ):
             self.assertEqual(frames.parse_request(serialize_request(seconds, b"m", b"", b""))[0], told)
 
 
@@ -260,7 +277,14 @@ class Bodies(SynchronousTestCase):
 
     @given(st.binary(max_size=40))
     def test_any_octets_are_a_body_or_refused(self, octets):
-        for parse in (ErrorBody.parse, GoAway.parse, Hello.parse, frames.parse_request, frames.parse_total, frames.parse_remaining):
+        for parse in (
+            ErrorBody.parse,
+            GoAway.parse,
+            Hello.parse,
+            frames.parse_request,
+            frames.parse_total,
+            frames.parse_remaining,
+        ):
             try:
                 parse(octets)
             except RemoteProtocolError as error:
@@ -269,7 +293,12 @@ class Bodies(SynchronousTestCase):
     def test_settings_at_their_bounds_are_taken(self):
         for settings in (
             {"max_frame": 2048, "max_message": 1, "max_unfinished": 1, "max_calls": 0},
-            {"max_frame": 65536, "max_message": (1 << 31) - 1, "max_unfinished": (1 << 64) - 1, "max_calls": (1 << 32) - 1},
+            {
+                "max_frame": 65536,
+                "max_message": (1 << 31) - 1,
+                "max_unfinished": (1 << 64) - 1,
+                "max_calls": (1 << 32) - 1,
+            },
         ):
             hello = Hello(**settings)
             self.assertEqual(Hello.parse(hello.serialize()), hello)

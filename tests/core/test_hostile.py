@@ -92,7 +92,7 @@ class Hostile(SynchronousTestCase):
 
     def test_valid_conversations_with_octets_changed_added_and_lost(self):
         pair = Pair(SMALL, SMALL, opened=False)
-        recorded = {end: b"" for end in pair.ends}
+        recorded = dict.fromkeys(pair.ends, b"")
 
         def settle():
             for _ in range(4):

@@ -50,7 +50,9 @@ class OutboxTests(SynchronousTestCase):
         )
 
     @given(st.floats(-1, 1e8), st.binary(min_size=1, max_size=255), st.binary(max_size=3000), st.binary(max_size=3000))
-    def test_a_request_is_the_message_that_it_would_be_alone_whether_it_is_cut_or_not(self, remaining, name, metadata, arguments):
+    def test_a_request_is_the_message_that_it_would_be_alone_whether_it_is_cut_or_not(
+        self, remaining, name, metadata, arguments
+    ):
         message = serialize_request(remaining, name, metadata, arguments)
         one, other = outbox(), outbox()
         one.put_request(7, 4, remaining, name, metadata, arguments)

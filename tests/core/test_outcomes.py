@@ -31,7 +31,7 @@ class Walk:
         self.delivered = set()
         self.turned_away = set()
         self.answers = {}
-        self.seen = {end: 0 for end in self.pair.ends}
+        self.seen = dict.fromkeys(self.pair.ends, 0)
         self.running = {end: {} for end in self.pair.ends}  # token by id
 
     def look(self):
@@ -144,7 +144,12 @@ def walk(seed):
         if what < 0.25:
             it.call(end, chance.choice(SIZES), chance.choice([0.5, 3.0, 30.0]))
         elif what < 0.40:
-            it.answer(end, chance.randrange(9), chance.choice(SIZES), chance.choice(["respond", "respond", "refuse", "not run"]))
+            it.answer(
+                end,
+                chance.randrange(9),
+                chance.choice(SIZES),
+                chance.choice(["respond", "respond", "refuse", "not run"]),
+            )
         elif what < 0.50:
             it.cancel(end, chance.randrange(99))
         elif what < 0.65:
@@ -176,7 +181,12 @@ class Machine(RuleBasedStateMachine):
         self.it.call(self.it.pair.ends[end], size, timeout)
 
     @precondition(lambda self: any(self.it.running.values()))
-    @rule(end=ends, pick=st.integers(0, 3), size=st.sampled_from(SIZES), how=st.sampled_from(["respond", "refuse", "not run"]))
+    @rule(
+        end=ends,
+        pick=st.integers(0, 3),
+        size=st.sampled_from(SIZES),
+        how=st.sampled_from(["respond", "refuse", "not run"]),
+    )
     def answer(self, end, pick, size, how):
         self.it.answer(self.it.pair.ends[end], pick, size, how)
 
@@ -262,7 +272,7 @@ class Outcomes(SynchronousTestCase):
         whole = scene(1 << 30)
         self.assertGreater(whole, 5000)
         # Every octet of the frames' headers and small payloads; of large payloads, every seventh.
-        for cut_after in range(0, whole + 1):
+        for cut_after in range(whole + 1):
             if cut_after % 7 == 0 or cut_after < 120 or cut_after > whole - 250:
                 scene(cut_after)
 

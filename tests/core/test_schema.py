@@ -17,7 +17,15 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe import Protocol, errors, request
-from protoframe.core.schema import Method, RequestOptions, error_type, is_declaration, methods_of, protocol_name, wire_names
+from protoframe.core.schema import (
+    Method,
+    RequestOptions,
+    error_type,
+    is_declaration,
+    methods_of,
+    protocol_name,
+    wire_names,
+)
 from protoframe.core.untrusted import Bounds
 from protoframe.errors import BY_NAME, BY_STATUS, Error, Internal, InvalidArgument, InvalidResponse, NotFound, Status
 from tests.core.test_untrusted import colliding
@@ -187,7 +195,9 @@ class Results(SynchronousTestCase):
         octets = method.encode_result([Inner(5)])
         self.assertEqual(method.decode_result(octets, NESTING), [Inner(5)])
         error = self.assertRaises(InvalidResponse, method.decode_result, pack([{"b": "x"}]), NESTING)
-        self.assertEqual(error.message, "the answer of Sample.nested is not what was declared: $[0].b: expected int, got str")
+        self.assertEqual(
+            error.message, "the answer of Sample.nested is not what was declared: $[0].b: expected int, got str"
+        )
 
     def test_what_cannot_travel_is_a_type_error(self):
         self.assertRaises(TypeError, METHODS["anything"].encode_result, object())
@@ -296,7 +306,9 @@ class HostileArguments(SynchronousTestCase):
         self.assertEqual(error.message, "$: a key of a map is an array or a map")
 
     def test_only_what_has_no_bounds_is_looked_through(self):
-        bounds = {name: METHODS[name].argument_bounds for name in ("plain", "nested", "typed", "kinds", "anything", "tree")}
+        bounds = {
+            name: METHODS[name].argument_bounds for name in ("plain", "nested", "typed", "kinds", "anything", "tree")
+        }
         self.assertEqual(set(bounds.values()), {Bounds.TYPED, Bounds.UNTYPED, Bounds.RECURSIVE})
         self.assertEqual([name for name, kind in bounds.items() if kind is not Bounds.TYPED], ["anything", "tree"])
 
@@ -310,7 +322,6 @@ class Declarations(SynchronousTestCase):
             @request
             async def documented(self) -> int:
                 """What it does."""
-                ...
 
             @request
             def docstring_alone(self) -> int:
@@ -361,7 +372,9 @@ class Declarations(SynchronousTestCase):
             "def other(self): raise ValueError\n",
             namespace,
         )
-        declared = [name for name, made in namespace.items() if callable(made) and is_declaration(made, {"return": int})]
+        declared = [
+            name for name, made in namespace.items() if callable(made) and is_declaration(made, {"return": int})
+        ]
         self.assertEqual(declared, ["dots", "coroutine", "documented", "raising", "raising_text"])
         self.assertFalse(is_declaration(namespace["dots"], {"return": type(None)}))
 
@@ -378,7 +391,9 @@ class Declarations(SynchronousTestCase):
                 return a
 
         methods = methods_of(Server)
-        self.assertEqual([(name, method.function is not None) for name, method in methods.items()], [("one", True), ("two", False)])
+        self.assertEqual(
+            [(name, method.function is not None) for name, method in methods.items()], [("one", True), ("two", False)]
+        )
         self.assertEqual(methods["one"].wire_name, b"Contract.one")
         self.assertEqual(methods["one"].options, RequestOptions(idempotent=True, timeout=3.0))
 
@@ -485,7 +500,13 @@ class Refused(SynchronousTestCase):
 
 class Options(SynchronousTestCase):
     def test_they_are_checked(self):
-        for options in ({"timeout": 0}, {"timeout": -1.0}, {"timeout": float("inf")}, {"timeout": float("nan")}, {"max_size": 0}):
+        for options in (
+            {"timeout": 0},
+            {"timeout": -1.0},
+            {"timeout": float("inf")},
+            {"timeout": float("nan")},
+            {"max_size": 0},
+        ):
             self.assertRaises(ValueError, RequestOptions, **options)
 
     def test_errors_are_classes_of_errors_and_no_two_have_a_name(self):
@@ -551,14 +572,19 @@ class Errors(SynchronousTestCase):
             for error in (cls(), cls("text"), cls(message="text")):
                 error.may_have_run = False
                 for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
-                    self.assertEqual((type(twin), twin.message, twin.may_have_run, str(twin)), (cls, error.message, False, str(error)))
+                    self.assertEqual(
+                        (type(twin), twin.message, twin.may_have_run, str(twin)),
+                        (cls, error.message, False, str(error)),
+                    )
         self.assertEqual(str(Limit("too long", limit=5)), "too long (limit=5, unit='characters')")
         self.assertEqual(pickle.loads(pickle.dumps(Limit("a", limit=5))).limit, 5)
 
     def test_an_error_of_a_class_that_is_not_known_has_its_name_and_detail(self):
         error = errors.unknown_error(5, "NoSuchWord", "text", {"word": "x"})
         self.assertIsInstance(error, NotFound)
-        self.assertEqual((error.type_name, dict(error.detail), str(error)), ("NoSuchWord", {"word": "x"}, "text (word='x')"))
+        self.assertEqual(
+            (error.type_name, dict(error.detail), str(error)), ("NoSuchWord", {"word": "x"}, "text (word='x')")
+        )
         self.assertIs(type(errors.unknown_error(999, "X", "", {})), Error)
 
     def test_a_bare_internal_error_has_an_incident(self):

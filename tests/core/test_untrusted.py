@@ -31,8 +31,10 @@ values = st.recursive(
 )
 binary = st.recursive(
     scalars | st.binary(max_size=300) | st.datetimes(timezones=st.just(__import__("datetime").timezone.utc)),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.text(max_size=4) | st.integers(0, 9) | st.binary(max_size=4), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=4) | st.integers(0, 9) | st.binary(max_size=4), inner, max_size=4)
+    ),
     max_leaves=30,
 )
 
@@ -47,7 +49,7 @@ def nesting(value):
 
 
 class Node(msgspec.Struct):
-    children: list["Node"] = []
+    children: list[Node] = []
     name: str = ""
 
 
@@ -66,7 +68,18 @@ class Kinds(SynchronousTestCase):
             self.assertIs(bounds_of(annotation), Bounds.TYPED, annotation)
         for annotation in (Node, list[Node], dict[str, Node | None]):
             self.assertIs(bounds_of(annotation), Bounds.RECURSIVE, annotation)
-        for annotation in (Any, list, dict, list[Any], dict[str, Any], Open, Open | None, msgspec.Raw, tuple[int, Any], tuple):
+        for annotation in (
+            Any,
+            list,
+            dict,
+            list[Any],
+            dict[str, Any],
+            Open,
+            Open | None,
+            msgspec.Raw,
+            tuple[int, Any],
+            tuple,
+        ):
             self.assertIs(bounds_of(annotation), Bounds.UNTYPED, annotation)
 
     def test_a_type_that_is_recursive_and_untyped_is_untyped(self):
@@ -117,7 +130,14 @@ class MessagePack(SynchronousTestCase):
 
     def test_every_first_octet_is_measured_as_the_decoder_measures_it(self):
         # In an array of two: where the first element is measured wrongly, the second is not where it should be.
-        lengths = {0xC4: b"\x03", 0xC5: b"\0\x03", 0xC6: b"\0\0\0\x03", 0xD9: b"\x03", 0xDA: b"\0\x03", 0xDB: b"\0\0\0\x03"}
+        lengths = {
+            0xC4: b"\x03",
+            0xC5: b"\0\x03",
+            0xC6: b"\0\0\0\x03",
+            0xD9: b"\x03",
+            0xDA: b"\0\x03",
+            0xDB: b"\0\0\0\x03",
+        }
         extensions = {0xC7: b"\x03\x05", 0xC8: b"\0\x03\x05", 0xC9: b"\0\0\0\x03\x05"}
         fixed = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
         seen = 0
@@ -133,7 +153,9 @@ class MessagePack(SynchronousTestCase):
             elif 0x80 <= first <= 0x9F:
                 element = b"".join(b"\xa1" + bytes([65 + i]) for i in range((first & 15) * (2 if first < 0x90 else 1)))
             elif first in (0xDC, 0xDD, 0xDE, 0xDF):
-                element = {0xDC: b"\0\x02", 0xDD: b"\0\0\0\x02", 0xDE: b"\0\x01", 0xDF: b"\0\0\0\x01"}[first] + b"\xa1a\xa1b"
+                element = {0xDC: b"\0\x02", 0xDD: b"\0\0\0\x02", 0xDE: b"\0\x01", 0xDF: b"\0\0\0\x01"}[
+                    first
+                ] + b"\xa1a\xa1b"
             else:
                 sizes = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
                 element = bytes(sizes.get(first, 0))
@@ -151,7 +173,16 @@ class MessagePack(SynchronousTestCase):
         self.assertEqual(seen, 255)
 
     def test_keys_that_are_containers_are_refused_wherever_they_stand(self):
-        for key in (b"\x91\x01", b"\x90", b"\x81\x01\x01", b"\x80", b"\xdc\0\x01\x01", b"\xdd\0\0\0\0", b"\xde\0\0", b"\xdf\0\0\0\0"):
+        for key in (
+            b"\x91\x01",
+            b"\x90",
+            b"\x81\x01\x01",
+            b"\x80",
+            b"\xdc\0\x01\x01",
+            b"\xdd\0\0\0\0",
+            b"\xde\0\0",
+            b"\xdf\0\0\0\0",
+        ):
             for octets in (
                 b"\x81" + key + b"\x01",
                 b"\x82\x01\x01" + key + b"\x01",
@@ -166,7 +197,13 @@ class MessagePack(SynchronousTestCase):
         check_msgpack(b"\x82\x01\x91\x91\x90\x02\x81\x01\x90", 64, Bounds.UNTYPED)
 
     def test_claimed_lengths_and_nesting_without_end_cost_nothing(self):
-        for octets in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc9\xff"):
+        for octets in (
+            b"\xdd\xff\xff\xff\xff",
+            b"\xdf\xff\xff\xff\xff",
+            b"\xc6\xff\xff\xff\xff",
+            b"\xdb\xff\xff\xff\xff",
+            b"\xc9\xff",
+        ):
             check_msgpack(octets, 64, Bounds.UNTYPED)
             check_msgpack(octets * 3, 64, Bounds.RECURSIVE)
         for first in (b"\x91", b"\x81\xa1a", b"\xdd\xff\xff\xff\xff", b"\xdc\0\x02\x01"):
@@ -201,7 +238,13 @@ class Json(SynchronousTestCase):
     def test_a_string_without_end_is_looked_at_once(self):
         # Were each quote a new beginning, these would take the square of their length: hours.
         size = 1 << 20
-        for text in (b'"' + b'\\"' * size, b'"' * (2 * size + 1), b'"' + b"\\" * size, b'"' + b"a" * size, b'["' + b'\\"[' * size):
+        for text in (
+            b'"' + b'\\"' * size,
+            b'"' * (2 * size + 1),
+            b'"' + b"\\" * size,
+            b'"' + b"a" * size,
+            b'["' + b'\\"[' * size,
+        ):
             check_json(text, 64, Bounds.UNTYPED)
 
     def test_only_one_attempt_is_made_for_each_string(self):
