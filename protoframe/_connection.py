@@ -39,7 +39,15 @@ from protoframe.core.events import (
 )
 from protoframe.core.frames import ErrorBody, Frame
 from protoframe.core.limits import Limits
-from protoframe.core.schema import ErrorType, Method, RequestOptions, error_type, invalid_value
+from protoframe.core.schema import (
+    ErrorType,
+    Method,
+    RequestOptions,
+    encode_json,
+    encode_msgpack,
+    error_type,
+    invalid_value,
+)
 from protoframe.core.state import Role, State
 from protoframe.core.untrusted import Bounds, check_json, check_msgpack
 from protoframe.errors import (
@@ -275,9 +283,9 @@ class Connection:
         """The carrier is connected: greets the peer."""
         self._transmit()
 
-    def frames_received(self, frames: list[Frame]) -> None:
-        """Takes frames from the carrier."""
-        self._conversation.handle_frames(frames, self._clock())
+    def frames_received(self, frames: list[Frame], now: float) -> None:
+        """Takes frames from the carrier, that came at a time of `clock_of` its reactor."""
+        self._conversation.handle_frames(frames, now)
         self._transmit()
 
     def violated(self, error: Error) -> None:
@@ -342,8 +350,6 @@ class Connection:
                 return
             while not self._paused and (frames := conversation.poll_frames(_ALLOWANCE)):
                 self._carrier.send(frames)
-                if not conversation.wants_to_send:
-                    break
             if conversation.state is _CLOSED:
                 self._close()
             else:
@@ -539,7 +545,7 @@ class Connection:
 
     def _handler_returned(self, call_id: int, method: Method, result: Any, json: bool) -> None:
         try:
-            octets = method.encode_result(result, json=json)
+            octets = encode_json(result) if json else encode_msgpack(result)
             max_size = method.options.max_size
             if max_size is not None and len(octets) > max_size:
                 raise MessageTooLarge(f"the result is {len(octets)} bytes, and {max_size} are allowed")

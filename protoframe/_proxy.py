@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from protoframe.core.schema import Method, methods_of
+from protoframe.core.schema import Method, encode_msgpack, methods_of
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -54,10 +54,10 @@ def proxy_class(protocol: type) -> type[Proxy]:
 
 
 def _caller(protocol: type, method: Method) -> Callable[..., Deferred[Any]]:
-    encode = method.encode_arguments
+    parameters = method.parameters
 
     def call(self: Proxy, /, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        return self._connection.call(method, encode(args, kwargs))
+        return self._connection.call(method, encode_msgpack(parameters(*args, **kwargs)))
 
     declared = inspect.getattr_static(protocol, method.name)
     call.__name__ = method.name

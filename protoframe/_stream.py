@@ -69,12 +69,13 @@ class StreamCarrier(TwistedProtocol):
         """Takes what came."""
         reader = self._reader
         try:
-            frames = reader.feed(data, self._clock())
+            now = self._clock()
+            frames = reader.feed(data, now)
         except (RemoteProtocolError, VersionMismatch) as error:
             self.connection.violated(error)
             return
         if frames:
-            self.connection.frames_received(frames)
+            self.connection.frames_received(frames, now)
         if reader.unfinished:
             self.connection.wake_at(reader.next_timer())
 

@@ -436,8 +436,10 @@ class Conversation:
 
     def _fail_unprocessed(self, last_call_id: int, error: type[Error], text: str) -> None:
         """Fails the calls of this end that a GOAWAY with this last call id rules out, and those that were not sent."""
-        for call_id in [call_id for call_id in self._outgoing if call_id > last_call_id or call_id in self._waiting]:
-            self._waiting.pop(call_id, None)
+        failed = [call_id for call_id in self._outgoing if call_id > last_call_id or call_id in self._waiting]
+        # First of all: a slot that comes free must not start one of them.
+        self._waiting.clear()
+        for call_id in failed:
             token = self._settle(call_id)
             if token is not None:
                 self._events.append(CallFailed(token, _not_run(error(text))))

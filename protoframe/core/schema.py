@@ -30,7 +30,7 @@ from protoframe.errors import (
     detail_fields,
 )
 
-__all__ = ["ErrorType", "Method", "RequestOptions", "error_type", "invalid_value", "methods_of", "protocol_name", "wire_names"]
+__all__ = ["ErrorType", "Method", "RequestOptions", "encode_json", "encode_msgpack", "error_type", "invalid_value", "methods_of", "protocol_name", "wire_names"]
 
 #: Under this name the options of ``@request`` stand on a function.
 MARK = "__protoframe_request__"
@@ -42,8 +42,8 @@ _IMMUTABLE = (type(None), bool, int, float, str, bytes, frozenset, enum.Enum)
 
 _TYPED = Bounds.TYPED
 _astuple = msgspec.structs.astuple
-_encode_msgpack = msgspec.msgpack.Encoder().encode
-_encode_json = msgspec.json.Encoder().encode
+encode_msgpack = msgspec.msgpack.Encoder().encode
+encode_json = msgspec.json.Encoder().encode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +92,7 @@ class ErrorType:
     def encode(self, error: Error, json: bool) -> bytes:
         """The detail of an error of this class, for the wire."""
         detail = self.fields(**{name: getattr(error, name) for name in self.fields.__struct_fields__})
-        return _encode_json(detail) if json else _encode_msgpack(detail)
+        return encode_json(detail) if json else encode_msgpack(detail)
 
     def decode(self, message: str, detail: bytes, max_nesting: int = 64) -> Error:
         """An error of this class, from its msgpack detail.
@@ -166,13 +166,6 @@ class Method:
     def _decode_json_arguments(self) -> Callable[[bytes], msgspec.Struct]:
         return msgspec.json.Decoder(self.parameters).decode
 
-    def encode_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-        """The arguments of a call, for the wire.
-
-        :raises TypeError: they do not fit the signature, or one is of a type that cannot travel.
-        """
-        return _encode_msgpack(self.parameters(*args, **kwargs))
-
     def decode_arguments(self, octets: bytes, max_nesting: int, *, json: bool = False) -> tuple[Any, ...]:
         """The arguments of a call, in the order of the parameters.
 
@@ -198,13 +191,6 @@ class Method:
             *arguments[:positional],
             **dict(zip(self._keywords, arguments[positional:], strict=True)),
         )
-
-    def encode_result(self, result: Any, *, json: bool = False) -> bytes:
-        """A result, for the wire.
-
-        :raises TypeError: it is, or holds, something that cannot travel.
-        """
-        return _encode_json(result) if json else _encode_msgpack(result)
 
     def decode_result(self, octets: bytes, max_nesting: int) -> Any:
         """A result.
