@@ -138,6 +138,14 @@ class _PendingCall(msgspec.Struct):
     method: Callee
 
 
+class _Ping(msgspec.Struct):
+    """A PING whose PONG is awaited."""
+
+    deferred: Deferred[float]
+    sent: float
+    timer: IDelayedCall
+
+
 class Connection:
     """One end of a conversation.
 
@@ -179,7 +187,7 @@ class Connection:
         self._running: dict[int, RunningHandler] = {}
         # Calls that were cancelled while they ran, and the error that they end with whatever their handler says.
         self._verdicts: dict[int, Error] = {}
-        self._pings: dict[bytes, tuple[Deferred[float], float]] = {}
+        self._pings: dict[bytes, _Ping] = {}
         self._paused = False
         self._busy = False
         self._closing = False
@@ -241,16 +249,27 @@ class Connection:
         return self.call(JSONMethod(name), arguments)
 
     def ping(self) -> Deferred[float]:
-        """Asks the other end for a sign of life; fires with the seconds that it took."""
+        """Asks the other end for a sign of life; fires with the seconds that it took.
+
+        Fails with `DeadlineExceeded` after what is left of `timeout`, or else `Limits.default_timeout`.
+        """
+        if not self.is_open:
+            return _failed(_not_run(ConnectionLost("the connection is closed")))
+        remaining = scope.get().remaining()
         payload = secrets.token_bytes(8)
 
-        def forget(_: Deferred[Any]) -> None:
+        def forget(_: Any) -> None:
+            timer.cancel()
             self._pings.pop(payload, None)
 
+        def expire() -> None:
+            del self._pings[payload]
+            deferred.errback(DeadlineExceeded("the other end gave no sign of life in time"))
+
         deferred: Deferred[float] = Deferred(forget)
-        if self._over:
-            return _failed(ConnectionLost("the connection is closed"))
-        self._pings[payload] = (deferred, self._clock())
+        seconds = self._limits.default_timeout if remaining is None else max(0.0, remaining)
+        timer = self._reactor.callLater(seconds, expire)
+        self._pings[payload] = _Ping(deferred, self._clock(), timer)
         self._conversation.ping(payload)
         self._schedule()
         return deferred
@@ -312,8 +331,9 @@ class Connection:
         for delayed in (self._wake, self._timer, self._close_timer):
             if delayed is not None and delayed.active():
                 delayed.cancel()
-        for deferred, _ in list(self._pings.values()):
-            deferred.errback(ConnectionLost("the connection was lost"))
+        for ping in list(self._pings.values()):
+            ping.timer.cancel()
+            ping.deferred.errback(ConnectionLost("the connection was lost"))
         self._pings.clear()
         if not self.opened.called:
             self.opened.errback(self._end_error or ConnectionLost(_reason(reason)))
@@ -414,9 +434,10 @@ class Connection:
             self.log.warn("{where}: {error}", where=self.where, error=event.error.message)
 
     def _ponged(self, event: PongReceived) -> None:
-        deferred, sent = self._pings.pop(event.payload, (None, 0.0))
-        if deferred is not None:
-            deferred.callback(self._clock() - sent)
+        ping = self._pings.pop(event.payload, None)
+        if ping is not None:
+            ping.timer.cancel()
+            ping.deferred.callback(self._clock() - ping.sent)
 
     # Calls of this end.
 
@@ -453,8 +474,8 @@ class Connection:
         if known is None and (cls := BY_NAME.get(name)) is not None:
             known = error_type(cls)
         try:
-            if known is not None and not method.json:
-                return known.decode(text, detail) if detail else known.cls(text)
+            if known is not None:
+                return known.decode(text, detail, self._limits.max_nesting, json=method.json) if detail else known.cls(text)
             if not detail:
                 fields = {}
             elif method.json:

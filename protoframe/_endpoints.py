@@ -267,7 +267,7 @@ class Connecting(Generic[P]):
         where = self._where
         explained: Error
         if seconds is not None or isinstance(error, TwistedTimeoutError):
-            after = f" within {seconds:g} s" if seconds is not None else ""
+            after = f" within {seconds:.3g} s" if seconds is not None else ""
             explained = DeadlineExceeded(f"{where} did not answer{after}")
         elif isinstance(error, VersionMismatch):
             explained = VersionMismatch(f"{where}: {error.message}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IPushProducer, IWriteDescriptor
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -49,6 +49,8 @@ class StreamCarrier(TwistedProtocol):
         self._clock = clock
         self._pauses_peer = pauses_peer
         self._peer_is_paused = False
+        self._is_over = False
+        self._write_now: Callable[[], object] | None = None
         self._reader = FrameReader(limits.max_frame, limits.frame_timeout)
 
     # IProtocol
@@ -60,6 +62,8 @@ class StreamCarrier(TwistedProtocol):
         if set_no_delay is not None:
             # Frames are gathered before they are written; Nagle's algorithm could only hold them up.
             set_no_delay(True)
+        if IWriteDescriptor.providedBy(transport):
+            self._write_now = transport.doWrite
         self.connection = self._connect(self, transport.getPeer())
         transport.registerProducer(self, True)
         transport.write(serialize_preface())
@@ -68,6 +72,8 @@ class StreamCarrier(TwistedProtocol):
     def dataReceived(self, data: bytes) -> None:
         """Takes what came."""
         reader = self._reader
+        if self._is_over:
+            return
         try:
             now = self._clock()
             frames = reader.feed(data, now)
@@ -81,6 +87,7 @@ class StreamCarrier(TwistedProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tells the connection."""
+        self._write_now = None
         self.connection.lost(reason)
 
     # IPushProducer: the transport says when it has enough to send.
@@ -110,11 +117,20 @@ class StreamCarrier(TwistedProtocol):
     # Carrier
 
     def send(self, frames: list[bytes]) -> None:
-        """Writes frames, all at once."""
+        """Writes frames, all at once.
+
+        `ITransport.write` would leave them for the reactor's next turn, which costs a caller that waits for one answer at a
+        time a fifth of its time.  A transport that is a socket is asked to write now; what it cannot take, and any error
+        that it meets, it keeps for the reactor as ever.
+        """
         self.transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        if self._write_now is not None:
+            self._write_now()
 
     def close(self) -> None:
-        """Closes when all is written."""
+        """Closes when all is written.  What the peer still sends is not read."""
+        self._is_over = True
+        self._write_now = None
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 

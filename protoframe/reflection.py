@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from protoframe._protocol import Protocol, request
-from protoframe.core.schema import Method, methods_of, protocol_name
+from protoframe.core.schema import Method, methods_of, protocol_name, wire_names
 from protoframe.errors import NotFound
 
 __all__ = ["ErrorDescription", "MethodDescription", "ParameterDescription", "ProtocolDescription", "Reflection", "describe"]
@@ -76,9 +76,10 @@ class Reflection(Protocol[Any], name="protoframe.Reflection"):
     @request(idempotent=True, raises=[NotFound])
     def describe(self, protocol: str) -> ProtocolDescription:
         """Describes a Protocol that is served."""
-        served = _served(self.factory.protocols)
+        served = _served(self.factory.protocols, aliases=True)
         if protocol not in served:
-            raise NotFound(f"no Protocol {protocol} is served here; there is {', '.join(sorted(served))}")
+            known = ", ".join(self.protocols())
+            raise NotFound(f"no Protocol {protocol} is served here; there is {known}")
         doc, methods = served[protocol]
         return describe(protocol, doc, methods)
 
@@ -134,14 +135,23 @@ def type_name(annotation: Any) -> str:
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", inspect.formatannotation(annotation))
 
 
-def _served(protocols: Iterable[type[Protocol[Any]]]) -> dict[str, tuple[str, list[Method]]]:
-    """By the name of each Protocol that declares something served here: its docstring and those methods."""
+def _served(
+    protocols: Iterable[type[Protocol[Any]]],
+    *,
+    aliases: bool = False,
+) -> dict[str, tuple[str, list[Method]]]:
+    """By the name of each Protocol that declares something served here: its docstring and those methods.
+
+    :param aliases: also by the names of subclasses, under which the same methods can be called.
+    """
     served: dict[str, tuple[str, list[Method]]] = {}
     for protocol in protocols:
         docs = {protocol_name(base): inspect.cleandoc(base.__doc__ or "") for base in protocol.__mro__}
         for method in methods_of(protocol).values():
             if method.function is not None:
-                served.setdefault(method.protocol, (docs[method.protocol], []))[1].append(method)
+                names = wire_names(protocol, method) if aliases else [method.full_name]
+                for owner in [name.rpartition(".")[0] for name in names]:
+                    served.setdefault(owner, (docs[owner], []))[1].append(method)
     return served
 
 

@@ -94,15 +94,17 @@ class ErrorType:
         detail = self.fields(**{name: getattr(error, name) for name in self.fields.__struct_fields__})
         return encode_json(detail) if json else encode_msgpack(detail)
 
-    def decode(self, message: str, detail: bytes, max_nesting: int = 64) -> Error:
-        """An error of this class, from its msgpack detail.
+    def decode(self, message: str, detail: bytes, max_nesting: int, *, json: bool = False) -> Error:
+        """An error of this class, from its detail.
 
         :raises InvalidResponse: the detail is not what the class's fields say.
         """
         try:
-            if self._bounds is not Bounds.TYPED:
-                check_msgpack(detail, max_nesting, self._bounds)
-            fields = msgspec.msgpack.decode(detail, type=self.fields)
+            if self._bounds is not _TYPED:
+                check = check_json if json else check_msgpack
+                check(detail, max_nesting, self._bounds)
+            decode = msgspec.json.decode if json else msgspec.msgpack.decode
+            fields = decode(detail, type=self.fields)
         except _CODEC_ERRORS as error:
             raise InvalidResponse(f"{self.name}: {invalid_value(error)}") from None
         return build_error(self.cls, message, msgspec.structs.asdict(fields))

@@ -26,7 +26,10 @@ SMALL = Limits(max_frame=2048, max_message=6000, max_unfinished=12000, max_calls
 HELLO, REQUEST, RESPONSE, ERROR, CHUNK, CANCEL, PING, PONG, GOAWAY = range(1, 10)
 MORE, NOT_PROCESSED, JSON = 1, 2, 4
 
-SETTINGS = b"\x85\xa9max_frame\xcd\x08\x00\xabmax_message\xcd\x10\x00\xaemax_unfinished\xcd\x20\x00\xa9max_calls\x02\xa5agent\xa0"
+SETTINGS = (
+    b"\x85\xa9max_frame\xcd\x08\x00\xabmax_message\xcd\x10\x00\xaemax_unfinished\xcd\x20\x00"
+    b"\xa9max_calls\x02\xa5agent\xa0"
+)
 
 
 def frame(kind: int, flags: int = 0, call_id: int = 0, payload: bytes = b"") -> bytes:

@@ -428,6 +428,10 @@ class Cancelling(Calls):
         self.caller.look()
         self.assertTrue(self.failed(token, Cancelled))
         self.assertEqual(self.caller.conversation._assembler._octets, 0)
+        self.caller.send()
+        self.pair.deliver(self.caller)
+        self.server.send()
+        self.assertEqual([one[:3] for one in cut(bytes(self.server.link))], [(ERROR, 0, call_id)])
         self.quiet()
 
     def test_while_all_of_its_answer_is_on_the_way(self):

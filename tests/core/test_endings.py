@@ -356,6 +356,16 @@ class GoingAwayForAFault(SynchronousTestCase):
         self.assertEqual([end.outcome(token).error.may_have_run for token in tokens], [True, False, False])
         self.assertEqual({type(event.error) for event in end.of(CallFailed)}, {ConnectionLost})
 
+    def test_nothing_that_waited_is_sent_after_it(self):
+        end = opened()
+        for _ in range(4):
+            end.call()
+        end.send()
+        end.link.clear()
+        end.receive(goaway(13, 0, b"fault"))
+        end.send()
+        self.assertEqual((bytes(end.link), end.conversation.pending), (b"", 0))
+
     def test_the_last_call_of_the_peer_is_told(self):
         end = opened()
         end.receive(

@@ -51,9 +51,11 @@ class Walk:
         try:
             call_id = end.conversation.request(b"P.m", arguments, expected, end.now + timeout, end.now)
         except Error as error:
-            assert not error.may_have_run
+            refused = error
+        else:
+            self.calls[end][expected] = call_id
             return
-        self.calls[end][expected] = call_id
+        assert not refused.may_have_run
 
     def answer(self, end, pick, size, how):
         running = self.running[end]
@@ -168,7 +170,7 @@ def walk(seed):
     it.finish()
 
 
-@settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
 class Machine(RuleBasedStateMachine):
     ends = st.integers(0, 1)
 
@@ -227,7 +229,7 @@ class Machine(RuleBasedStateMachine):
 
 class Outcomes(SynchronousTestCase):
     def test_random_walks(self):
-        for seed in range(3000):
+        for seed in range(1500):
             try:
                 walk(seed)
             except Exception as error:

@@ -20,6 +20,8 @@ from protoframe import Protocol, errors, request
 from protoframe.core.schema import (
     Method,
     RequestOptions,
+    encode_json,
+    encode_msgpack,
     error_type,
     is_declaration,
     methods_of,
@@ -110,6 +112,11 @@ def pack(value):
     return msgspec.msgpack.encode(value)
 
 
+def encode_arguments(method, args, kwargs):
+    """The arguments of a call as a proxy encodes them."""
+    return encode_msgpack(method.parameters(*args, **kwargs))
+
+
 class Arguments(SynchronousTestCase):
     def decode(self, name, value, *, json=False):
         octets = value if isinstance(value, bytes) else (msgspec.json.encode(value) if json else pack(value))
@@ -120,7 +127,7 @@ class Arguments(SynchronousTestCase):
         self.assertEqual(error.message, text)
 
     def test_they_travel_by_name(self):
-        octets = METHODS["plain"].encode_arguments(("a",), {"ttl": 3})
+        octets = encode_arguments(METHODS["plain"], ("a",), {"ttl": 3})
         self.assertEqual(msgspec.msgpack.decode(octets), {"text": "a", "ttl": 3})
         self.assertEqual(self.decode("plain", octets), ("a", 3))
 
@@ -168,7 +175,7 @@ class Arguments(SynchronousTestCase):
 
     def test_keyword_only_parameters_reach_their_names(self):
         method = METHODS["keywords"]
-        arguments = method.decode_arguments(method.encode_arguments((1,), {"d": 40, "c": 3}), NESTING)
+        arguments = method.decode_arguments(encode_arguments(method, (1,), {"d": 40, "c": 3}), NESTING)
         self.assertEqual(method.invoke(Sample(), arguments), [1, 2, 3, 40])
 
     def test_positional_only_parameters_travel_by_name_too(self):
@@ -179,12 +186,12 @@ class Arguments(SynchronousTestCase):
     def test_a_call_that_does_not_fit_the_signature_is_a_type_error_before_anything_is_sent(self):
         method = METHODS["plain"]
         for args, kwargs in (((), {}), (("a", 1, 2), {}), (("a",), {"text": "b"}), ((), {"text": "a", "later": 1})):
-            self.assertRaises(TypeError, method.encode_arguments, args, kwargs)
-        self.assertRaises(TypeError, method.encode_arguments, (object(),), {})
+            self.assertRaises(TypeError, encode_arguments, method, args, kwargs)
+        self.assertRaises(TypeError, encode_arguments, method, (object(),), {})
 
     @given(st.text(), st.integers(-(1 << 63), (1 << 64) - 1))
     def test_any_values_arrive(self, text, ttl):
-        octets = METHODS["plain"].encode_arguments((text, ttl), {})
+        octets = encode_arguments(METHODS["plain"], (text, ttl), {})
         self.assertEqual(self.decode("plain", octets), (text, ttl))
         self.assertEqual(self.decode("plain", {"text": text, "ttl": ttl}, json=True), (text, ttl))
 
@@ -192,7 +199,7 @@ class Arguments(SynchronousTestCase):
 class Results(SynchronousTestCase):
     def test_they_are_held_to_their_type(self):
         method = METHODS["nested"]
-        octets = method.encode_result([Inner(5)])
+        octets = encode_msgpack([Inner(5)])
         self.assertEqual(method.decode_result(octets, NESTING), [Inner(5)])
         error = self.assertRaises(InvalidResponse, method.decode_result, pack([{"b": "x"}]), NESTING)
         self.assertEqual(
@@ -200,11 +207,11 @@ class Results(SynchronousTestCase):
         )
 
     def test_what_cannot_travel_is_a_type_error(self):
-        self.assertRaises(TypeError, METHODS["anything"].encode_result, object())
-        self.assertRaises(TypeError, METHODS["anything"].encode_result, [object()], json=True)
+        self.assertRaises(TypeError, encode_msgpack, object())
+        self.assertRaises(TypeError, encode_json, [object()])
 
     def test_json_is_answered_in_json(self):
-        self.assertEqual(METHODS["nested"].encode_result([Inner(5)], json=True), b'[{"b":5,"when":null}]')
+        self.assertEqual(encode_json([Inner(5)]), b'[{"b":5,"when":null}]')
 
     def test_what_a_coroutine_a_deferred_or_an_awaitable_gives_is_the_result(self):
         class Later(Protocol[Any]):
@@ -253,8 +260,8 @@ class HostileArguments(SynchronousTestCase):
             ):
                 error = self.assertRaises(InvalidArgument, METHODS[name].decode_arguments, octets, NESTING)
                 self.assertTrue(error.message.startswith("$"), error.message)
-            for text in (b"", b"{", b"[" * 100_000, b'{"value":' * 100_000, b'{"root":{"children":[' * 100_000, b'"' + b'\\"' * 100_000,
-                         b'{"text":"\xff', b"{}x", b"\xff"):  # fmt: skip
+            for text in (b"", b"{", b"[" * 100_000, b'{"value":' * 100_000, b'{"root":{"children":[' * 100_000,
+                         b'"' + b'\\"' * 100_000, b'{"text":"\xff', b"{}x", b"\xff"):  # fmt: skip
                 self.assertRaises(InvalidArgument, METHODS[name].decode_arguments, text, NESTING, json=True)
 
     def test_a_number_without_end_is_refused_where_it_is_read(self):
