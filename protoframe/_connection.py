@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import typing
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from types import CoroutineType
@@ -72,6 +73,9 @@ __all__ = ["Callee", "Carrier", "Connection", "JSONMethod", "MethodTable"]
 MethodTable = Mapping[bytes, tuple[Method, int]]
 
 _CLOSED = State.CLOSED
+
+#: Octets of answers that may wait to be sent while more requests are served.
+_BACKLOG = 1024 * 1024
 
 #: Octets of large messages that are handed to the carrier at a time.
 _ALLOWANCE = 128 * 1024
@@ -185,6 +189,8 @@ class Connection:
         self._carrier = carrier
         self._conversation = Conversation(role, limits, self._clock(), agent)
         self._running: dict[int, RunningHandler] = {}
+        # Requests that wait until answers have been sent.
+        self._held: deque[RequestReceived] = deque()
         # Calls that were cancelled while they ran, and the error that they end with whatever their handler says.
         self._verdicts: dict[int, Error] = {}
         self._pings: dict[bytes, _Ping] = {}
@@ -217,7 +223,9 @@ class Connection:
         options = method.options
         if options.max_size is not None and len(arguments) > options.max_size:
             return _failed(
-                _not_run(MessageTooLarge(f"the arguments are {len(arguments)} bytes, and max_size is {options.max_size}")),
+                _not_run(
+                    MessageTooLarge(f"the arguments are {len(arguments)} bytes, and max_size is {options.max_size}")
+                ),
             )
         now = self._clock()
         around = scope.get()
@@ -349,7 +357,7 @@ class Connection:
 
     def _schedule(self) -> None:
         """Has `_transmit` called once in this turn of the reactor, after what else is called in it."""
-        if self._wake is None and not self._busy:
+        if self._wake is None and not self._busy and not self._over:
             self._wake = self._reactor.callLater(0, self._woken)
 
     def _woken(self) -> None:
@@ -363,13 +371,17 @@ class Connection:
         self._busy = True
         try:
             conversation = self._conversation
-            while events := conversation.poll_events():
-                for event in events:
-                    _REACTIONS[type(event)](self, event)
-            if self._over:
-                return
-            while not self._paused and (frames := conversation.poll_frames(_ALLOWANCE)):
-                self._carrier.send(frames)
+            while True:
+                while events := conversation.poll_events():
+                    for event in events:
+                        _REACTIONS[type(event)](self, event)
+                if self._over:
+                    return
+                while not self._paused and (frames := conversation.poll_frames(_ALLOWANCE)):
+                    self._carrier.send(frames)
+                if not self._held or self._paused or conversation.backlog > _BACKLOG:
+                    break
+                self._serve_held()
             if conversation.state is _CLOSED:
                 self._close()
             else:
@@ -400,7 +412,7 @@ class Connection:
             self._conversation.end(error)
         self._conversation.handle_timer(now)
         self._transmit()
-        if not self._over:
+        if self._conversation.state is not _CLOSED:
             self.wake_at(self._carrier.next_timer())
 
     def _close(self) -> None:
@@ -428,6 +440,7 @@ class Connection:
 
     def _ended(self, event: Ended) -> None:
         self._end_error = event.error
+        self._held.clear()
         if isinstance(event.error, ConnectionLost):
             return
         if event.error is not None:
@@ -475,7 +488,11 @@ class Connection:
             known = error_type(cls)
         try:
             if known is not None:
-                return known.decode(text, detail, self._limits.max_nesting, json=method.json) if detail else known.cls(text)
+                return (
+                    known.decode(text, detail, self._limits.max_nesting, json=method.json)
+                    if detail
+                    else known.cls(text)
+                )
             if not detail:
                 fields = {}
             elif method.json:
@@ -493,6 +510,29 @@ class Connection:
     # Calls of the peer.
 
     def _serve(self, event: RequestReceived) -> None:
+        if self._conversation.state is _CLOSED:
+            # What came after it ended the conversation.
+            return
+        if self._held or self._conversation.backlog > _BACKLOG:
+            self._held.append(event)
+        else:
+            self._serve_now(event)
+
+    def _serve_held(self) -> None:
+        now = self._clock()
+        while self._held and self._conversation.backlog <= _BACKLOG:
+            event = self._held.popleft()
+            if event.deadline > now:
+                self._serve_now(event)
+            else:
+                body = ErrorBody(
+                    Status.DEADLINE_EXCEEDED,
+                    DeadlineExceeded.__name__,
+                    "the deadline passed before the call was served",
+                )
+                self._conversation.refuse(event.call_id, body, processed=False)
+
+    def _serve_now(self, event: RequestReceived) -> None:
         entry = self._table.get(event.method)
         if entry is None or entry[0].function is None:
             self._refuse_unknown(event, entry is not None)
@@ -547,10 +587,8 @@ class Connection:
         def done(result: Any, error: BaseException | None) -> None:
             self._running.pop(call_id, None)
             verdict = self._verdicts.pop(call_id, None)
-            if self._over or self._conversation.state is State.CLOSED:
-                # Nobody waits for the answer; what went wrong is still worth a line.
-                if error is not None and verdict is None:
-                    self._log_failure(method, error, "")
+            if verdict is not None and self._conversation.state is _CLOSED:
+                pass
             elif verdict is not None:
                 body = ErrorBody(verdict.status, verdict.type_name, verdict.message)
                 self._conversation.refuse(call_id, body)
@@ -565,6 +603,8 @@ class Connection:
         return running
 
     def _handler_returned(self, call_id: int, method: Method, result: Any, json: bool) -> None:
+        if self._conversation.state is _CLOSED:
+            return
         try:
             octets = encode_json(result) if json else encode_msgpack(result)
             max_size = method.options.max_size
@@ -578,6 +618,10 @@ class Connection:
             self._handler_failed(call_id, method, error, json)
 
     def _handler_failed(self, call_id: int, method: Method, error: BaseException, json: bool) -> None:
+        if self._conversation.state is _CLOSED:
+            # Nobody waits for the answer; what went wrong is still worth a line.
+            self._log_failure(method, error, "")
+            return
         declared = method.error_for(error)
         if declared is not None and isinstance(error, Error):
             try:
@@ -612,6 +656,12 @@ class Connection:
     def _cancelled(self, event: RequestCancelled) -> None:
         running = self._running.get(event.call_id)
         if running is None:
+            for held in self._held:
+                if held.call_id == event.call_id:
+                    self._held.remove(held)
+                    body = ErrorBody(Status.CANCELLED, Cancelled.__name__, "")
+                    self._conversation.refuse(event.call_id, body, processed=False)
+                    break
             return
         self._verdicts[event.call_id] = (
             DeadlineExceeded("the deadline passed while the call was served") if event.expired else Cancelled("")
@@ -638,7 +688,9 @@ def _where(address: Any) -> str:
     if host is not None:
         return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
     name = getattr(address, "name", None)
-    return repr(address) if name is None else f"unix:{name.decode(errors='replace') if isinstance(name, bytes) else name}"
+    return (
+        repr(address) if name is None else f"unix:{name.decode(errors='replace') if isinstance(name, bytes) else name}"
+    )
 
 
 def _reason(reason: Failure) -> str:

@@ -84,7 +84,9 @@ def client_endpoint(reactor: Any, where: str) -> IStreamClientEndpoint:
 
     :raises ValueError: the string is wrong; the text says how, on one line.
     """
-    where = _BRACKETS.sub(lambda match: f"{match[1]}:{(match[2] + (match[3] or '')).replace(':', chr(92) + ':')}", where)
+    where = _BRACKETS.sub(
+        lambda match: f"{match[1]}:{(match[2] + (match[3] or '')).replace(':', chr(92) + ':')}", where
+    )
     _check_port(where, 2, _CLIENT_PORTS)
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, where)
@@ -116,7 +118,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, SSLError | CryptoError):
         return "the certificate or the key cannot be read"
     text = " ".join(str(error).split())
-    return text if text else type(error).__name__
+    return text or type(error).__name__
 
 
 class _ClientFactory(ClientFactory):

@@ -135,5 +135,7 @@ def method_table(protocols: tuple[type[Protocol[Any]], ...]) -> MethodTable:
         for method in methods.values():
             for name in wire_names(protocol, method):
                 if table.setdefault(name.encode(), (method, index))[1] != index:
-                    raise ValueError(f"{name} is served by {protocols[table[name.encode()][1]].__name__} and {protocol.__name__}")
+                    raise ValueError(
+                        f"{name} is served by {protocols[table[name.encode()][1]].__name__} and {protocol.__name__}"
+                    )
     return table

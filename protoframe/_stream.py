@@ -82,6 +82,8 @@ class StreamCarrier(TwistedProtocol):
             return
         if frames:
             self.connection.frames_received(frames, now)
+        if reader.fault is not None:
+            self.connection.violated(reader.fault)
         if reader.unfinished:
             self.connection.wake_at(reader.next_timer())
 
@@ -151,5 +153,3 @@ class StreamCarrier(TwistedProtocol):
         :raises RemoteProtocolError: a frame has taken too long.
         """
         self._reader.handle_timer(now)
-
-

@@ -162,11 +162,7 @@ class Error(_Fields):
 
 def detail_fields(cls: type[Error]) -> tuple[str, ...]:
     """The names of the fields that a class of errors adds to `Error`'s own, in order."""
-    return tuple(
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.name not in ("message", "may_have_run")
-    )
+    return tuple(field.name for field in dataclasses.fields(cls) if field.name not in ("message", "may_have_run"))
 
 
 class Cancelled(Error):

@@ -16,7 +16,14 @@ from protoframe._protocol import Protocol, request
 from protoframe.core.schema import Method, methods_of, protocol_name, wire_names
 from protoframe.errors import NotFound
 
-__all__ = ["ErrorDescription", "MethodDescription", "ParameterDescription", "ProtocolDescription", "Reflection", "describe"]
+__all__ = [
+    "ErrorDescription",
+    "MethodDescription",
+    "ParameterDescription",
+    "ProtocolDescription",
+    "Reflection",
+    "describe",
+]
 
 #: A JSON Schema (draft 2020-12).
 JSONSchema = dict[str, Any]

@@ -49,7 +49,9 @@ _FILE = re.compile(r"# (?P<name>[\w/]+\.py)(?P<more>, continued)?\n")
 _PORT = re.compile(r"\b120\d\d\b")
 _LISTENS = re.compile(r"--listen[ =](?P<kind>tcp|ssl|unix):(?P<where>[^: ]+)")
 #: In reStructuredText: what would show code.
-_REST_CODE = re.compile(r"\.\. (code|sourcecode|parsed-literal|literalinclude|doctest|testcode)|(^|[^.: ]|\S )::$", re.MULTILINE)
+_REST_CODE = re.compile(
+    r"\.\. (code|sourcecode|parsed-literal|literalinclude|doctest|testcode)|(^|[^.: ]|\S )::$", re.MULTILINE
+)
 
 
 class Broken(AssertionError):
@@ -158,7 +160,9 @@ class _Runner:
             if _REST_CODE.search(text):
                 raise Broken("code in reStructuredText would not be run; put it into a block of its own")
         elif block.language not in SHOWN | DIRECTIVES:
-            raise Broken(f"nobody runs {block.language or 'a block without a language'}; it is neither code nor in SHOWN")
+            raise Broken(
+                f"nobody runs {block.language or 'a block without a language'}; it is neither code nor in SHOWN"
+            )
 
     def stop(self) -> None:
         """Ends the servers."""

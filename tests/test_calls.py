@@ -111,7 +111,7 @@ class Everything(Protocol):
         return number + 4
 
     @request
-    async def order(self, order: Order, *, discount: decimal.Decimal = decimal.Decimal("0")) -> Order:
+    async def order(self, order: Order, *, discount: decimal.Decimal = decimal.Decimal(0)) -> Order:
         order.total -= discount
         return order
 
@@ -321,7 +321,9 @@ async def test_an_error_that_this_end_does_not_know_keeps_its_status_name_and_fi
     ["broken", "broken_later", "broken_deferred", "undeclared", "exits", "unsendable", "awaits_wrongly"],
 )
 @pytest_twisted.ensureDeferred
-async def test_an_undeclared_error_stays_at_home_and_leaves_an_incident_in_the_log(method: str, logged: list[Any]) -> None:
+async def test_an_undeclared_error_stays_at_home_and_leaves_an_incident_in_the_log(
+    method: str, logged: list[Any]
+) -> None:
     async with talking() as everything:
         with pytest.raises(Internal) as caught:
             await getattr(everything, method)()
@@ -336,7 +338,9 @@ async def test_an_undeclared_error_stays_at_home_and_leaves_an_incident_in_the_l
 @pytest_twisted.ensureDeferred
 async def test_a_result_of_the_wrong_type_is_told_with_its_path() -> None:
     async with talking() as everything:
-        with pytest.raises(InvalidResponse, match=r"Everything\.lies is not what was declared: \$: expected int, got str"):
+        with pytest.raises(
+            InvalidResponse, match=r"Everything\.lies is not what was declared: \$: expected int, got str"
+        ):
             await everything.lies()
 
 
@@ -350,7 +354,12 @@ async def test_a_wrong_argument_is_told_with_its_path_and_did_not_run() -> None:
         with pytest.raises(InvalidArgument, match=r"^\$\.ttl: expected int >= 1$"):
             await everything.positive(0)
         with pytest.raises(InvalidArgument, match=r"^\$\.order\.lines\[1\]\.x: expected int, got str$"):
-            bad: Any = {"number": uuid.uuid4(), "placed": datetime.datetime.now(datetime.UTC), "total": "1", "lines": [{"x": 1}, {"x": "y"}]}
+            bad: Any = {
+                "number": uuid.uuid4(),
+                "placed": datetime.datetime.now(datetime.UTC),
+                "total": "1",
+                "lines": [{"x": 1}, {"x": "y"}],
+            }
             await everything.order(bad)
         with pytest.raises(TypeError, match="text"):
             await everything.upper()  # type: ignore[call-arg]
@@ -648,7 +657,7 @@ async def test_a_wrong_place_to_listen_is_a_value_error() -> None:
 def test_a_factory_says_what_it_cannot_serve() -> None:
     class Unannotated(Protocol):
         @request
-        async def method(self, text) -> str:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        async def method(self, text) -> str:  # type: ignore[no-untyped-def]
             return str(text)
 
     class Streams(Protocol):

@@ -91,7 +91,7 @@ factory = Factory(Thing)
 broken = Factory
 '''
 
-CLIENT = '''
+CLIENT = """
 import asyncio, datetime, sys
 from thatmodule import Basket, Item, Level, Size, SoldOut, Thing
 from protoframe import connect
@@ -112,7 +112,7 @@ async def main(reactor):
             print("all well")
 
 react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
-'''
+"""
 
 
 @pytest.fixture

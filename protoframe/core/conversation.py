@@ -85,6 +85,9 @@ _NOT_PROCESSED = int(Flag.NOT_PROCESSED)
 _KINDS = frozenset(int(kind) for kind in Kind)
 _MESSAGE_KINDS = (_REQUEST, _RESPONSE, _ERROR)
 
+#: PONGs that may wait to be sent.
+_MOST_PONGS = 1000
+
 #: Under this id, which no call has, stands the deadline of the handshake.
 _HANDSHAKE = 0
 
@@ -126,6 +129,7 @@ class Conversation:
         self._deadlines.add(_HANDSHAKE, now + limits.handshake_timeout)
         self._events: list[Event] = []
         self._peer_slots = 0
+        self._pongs = 0
         self._peer_max_message = 0
         hello = Hello(
             max_frame=limits.max_frame,
@@ -210,11 +214,15 @@ class Conversation:
         if not self._calls:
             raise self._not_open()
         if not 0 < len(method) <= LONGEST_METHOD or len(metadata) > LONGEST_METADATA:
-            raise LocalProtocolError(f"{len(method)} octets of name and {len(metadata)} of metadata do not fit a REQUEST")
+            raise LocalProtocolError(
+                f"{len(method)} octets of name and {len(metadata)} of metadata do not fit a REQUEST"
+            )
         self._now = now
         if len(arguments) > self._peer_max_message:
             raise _not_run(
-                MessageTooLarge(f"the arguments are {len(arguments)} bytes, and the peer takes {self._peer_max_message}"),
+                MessageTooLarge(
+                    f"the arguments are {len(arguments)} bytes, and the peer takes {self._peer_max_message}"
+                ),
             )
         call_id = self._next_call_id
         flags = _JSON if json else 0
@@ -325,12 +333,13 @@ class Conversation:
 
         Large messages take turns, a frame each, so that none holds up another for long.
         """
+        self._pongs = 0
         return self._outbox.poll(allowance)
 
     @property
-    def wants_to_send(self) -> bool:
-        """Whether `poll_frames` has anything."""
-        return bool(self._outbox)
+    def backlog(self) -> int:
+        """Octets of answers that wait to be sent."""
+        return self._outbox.octets
 
     @property
     def running(self) -> int:
@@ -407,6 +416,9 @@ class Conversation:
         elif len(payload) != 8:
             raise RemoteProtocolError(f"{Kind(kind).name}: {len(payload)} octets, not 8")
         elif kind == Kind.PING:
+            self._pongs += 1
+            if self._pongs > _MOST_PONGS:
+                raise RemoteProtocolError(f"{_MOST_PONGS} PINGs whose answers are not waited for")
             self._outbox.put_control(Kind.PONG, 0, payload)
         else:
             self._events.append(PongReceived(payload))

@@ -51,6 +51,7 @@ class Outbox:
     :ivar max_frame: octets of a frame that the peer takes.
     :ivar max_unfinished: octets of large messages that the peer holds at once.
     :ivar large: large messages that take turns; empty when there is none.
+    :ivar octets: what waits to be sent, headers and requests not counted.
     """
 
     def __init__(self, max_frame: int) -> None:
@@ -58,8 +59,10 @@ class Outbox:
         self.max_unfinished = 0
         self._frames: list[bytes] = []
         self.large: deque[_Large] = deque()
+        self.octets = 0
         self._large_octets = 0
         self._waiting: deque[_Large] = deque()
+        self._waiting_octets = 0
 
     def __bool__(self) -> bool:
         return bool(self._frames or self.large)
@@ -68,6 +71,7 @@ class Outbox:
         """Lines a message up."""
         if len(message) <= self.max_frame - HEADER.size:
             self._frames.append(_pack_header(len(message), kind, flags, call_id) + message)
+            self.octets += len(message)
         else:
             self._put_large(call_id, len(message), serialize_message(kind, flags, call_id, message, self.max_frame))
 
@@ -95,6 +99,8 @@ class Outbox:
     def _put_large(self, call_id: int, total: int, frames: list[bytes]) -> None:
         frames.reverse()
         self._waiting.append(_Large(call_id, total, frames))
+        self._waiting_octets += total
+        self.octets += total
         self._start()
 
     def put_control(self, kind: int, call_id: int, payload: bytes = b"") -> None:
@@ -110,9 +116,12 @@ class Outbox:
             for message in line:
                 if message.call_id == call_id:
                     line.remove(message)
+                    self.octets -= message.total
                     if line is self.large:
                         self._large_octets -= message.total
                         self._start()
+                    else:
+                        self._waiting_octets -= message.total
                     return message.begun
         return None
 
@@ -121,7 +130,7 @@ class Outbox:
         dropped = {message.call_id for message in (*self.large, *self._waiting)}
         self.large.clear()
         self._waiting.clear()
-        self._large_octets = 0
+        self.octets = self._large_octets = self._waiting_octets = 0
         return dropped
 
     def poll(self, allowance: int) -> list[bytes]:
@@ -138,6 +147,7 @@ class Outbox:
             else:
                 self._large_octets -= message.total
                 self._start()
+        self.octets = self._large_octets + self._waiting_octets
         return frames
 
     def _start(self) -> None:
@@ -147,6 +157,7 @@ class Outbox:
             if self.large and self._large_octets + message.total > self.max_unfinished:
                 return
             self._large_octets += message.total
+            self._waiting_octets -= message.total
             self.large.append(self._waiting.popleft())
 
 

@@ -30,7 +30,18 @@ from protoframe.errors import (
     detail_fields,
 )
 
-__all__ = ["ErrorType", "Method", "RequestOptions", "encode_json", "encode_msgpack", "error_type", "invalid_value", "methods_of", "protocol_name", "wire_names"]
+__all__ = [
+    "ErrorType",
+    "Method",
+    "RequestOptions",
+    "encode_json",
+    "encode_msgpack",
+    "error_type",
+    "invalid_value",
+    "methods_of",
+    "protocol_name",
+    "wire_names",
+]
 
 #: Under this name the options of ``@request`` stand on a function.
 MARK = "__protoframe_request__"
@@ -204,7 +215,9 @@ class Method:
                 check_msgpack(octets, max_nesting, self.result_bounds)
             return self._decode_result(octets)
         except _CODEC_ERRORS as error:
-            raise InvalidResponse(f"the answer of {self.protocol}.{self.name} is not what was declared: {invalid_value(error)}") from None
+            raise InvalidResponse(
+                f"the answer of {self.protocol}.{self.name} is not what was declared: {invalid_value(error)}"
+            ) from None
 
     def error_for(self, error: BaseException) -> ErrorType | None:
         """The declared error that an exception is, the narrowest; ``None`` for an undeclared one."""
@@ -288,7 +301,11 @@ def is_declaration(function: Callable[..., Any], hints: Mapping[str, Any]) -> bo
     if not isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef):
         return False
     body = tree.body
-    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+    if (
+        isinstance(body[0], ast.Expr)
+        and isinstance(body[0].value, ast.Constant)
+        and isinstance(body[0].value.value, str)
+    ):
         body = body[1:]
     return all(_says_nothing(statement) for statement in body)
 
@@ -303,7 +320,9 @@ def _bodies(*bodies: str) -> frozenset[bytes]:
     for body in bodies:
         for head in ("def f():", "async def f():"):
             for doc in ("", "'doc'; "):
-                (made,) = (const for const in compile(f"{head} {doc}{body}", "", "exec").co_consts if inspect.iscode(const))
+                (made,) = (
+                    const for const in compile(f"{head} {doc}{body}", "", "exec").co_consts if inspect.iscode(const)
+                )
                 codes.add(made.co_code)
     return frozenset(codes)
 

@@ -31,10 +31,12 @@ class FrameReader:
     :param max_frame: octets of a frame that are taken, header included.
     :param frame_timeout: seconds from the first octet of a frame to its last.
     :ivar version: the version agreed on; 0 until the peer's preface has come.
+    :ivar fault: what is wrong behind the frames that `feed` gave last.
     """
 
     def __init__(self, max_frame: int, frame_timeout: float) -> None:
         self.version = 0
+        self.fault: RemoteProtocolError | None = None
         self._frame_timeout = frame_timeout
         self._begun: float | None = None
         self._max_payload = max_frame - _HEADER_LENGTH
@@ -44,8 +46,8 @@ class FrameReader:
     def feed(self, data: bytes, now: float) -> list[Frame]:
         """The frames that the next octets complete.
 
-        Frames that stand before a fault in the same octets are lost with the conversation.  After a fault nothing more is to
-        be fed: where the next frame would begin is not known.
+        Frames that stand before a fault in the same octets are given, and `fault` is set: what happens does not depend on how
+        the stream was cut.  After a fault nothing more is to be fed: where the next frame would begin is not known.
 
         :raises RemoteProtocolError: the peer does not open with the magic, or a frame is longer than it may be.
         :raises VersionMismatch: the peer speaks no version that this end does.
@@ -78,9 +80,12 @@ class FrameReader:
                 break
             length, kind, flags, call_id = _unpack_header(data, at)
             if length > max_payload:
-                raise RemoteProtocolError(
+                self.fault = RemoteProtocolError(
                     f"a frame of {length + _HEADER_LENGTH} octets is longer than {max_payload + _HEADER_LENGTH}",
                 )
+                if not frames:
+                    raise self.fault
+                return frames
             after = body + length
             if after > end:
                 self._needed = _HEADER_LENGTH + length

@@ -540,21 +540,21 @@ class Loose(NotFound):
 class Errors(SynchronousTestCase):
     def test_fields_travel_and_come_back(self):
         kind = error_type(Limit)
-        error = kind.decode("text", kind.encode(Limit("text", limit=5), json=False))
+        error = kind.decode("text", kind.encode(Limit("text", limit=5), json=False), 64)
         self.assertEqual((type(error), error.message, error.limit, error.unit), (Limit, "text", 5, "characters"))
         self.assertEqual(kind.encode(Limit(limit=5), json=True), b'{"limit":5,"unit":"characters"}')
 
     def test_a_detail_that_is_not_what_the_fields_say_is_an_invalid_response(self):
         for detail in (b"", b"\x80", pack({"limit": "x"}), b"\x91" * 100_000, b"\xc1"):
-            self.assertRaises(InvalidResponse, error_type(Limit).decode, "", detail)
-        error = self.assertRaises(InvalidResponse, error_type(Limit).decode, "", b"\x80")
+            self.assertRaises(InvalidResponse, error_type(Limit).decode, "", detail, NESTING)
+        error = self.assertRaises(InvalidResponse, error_type(Limit).decode, "", b"\x80", NESTING)
         self.assertEqual(error.message, "Limit: $.limit: missing")
 
     def test_an_untyped_field_is_looked_through_like_any_untyped_value(self):
         kind = error_type(Loose)
-        self.assertEqual(kind.decode("", pack({"where": [[1]]})).where, [[1]])
+        self.assertEqual(kind.decode("", pack({"where": [[1]]}), NESTING).where, [[1]])
         for detail in (b"\x81\xa5where\x81\x91\x01\x01", b"\x81\xa5where" + b"\x91" * 70 + b"\x90"):
-            self.assertRaises(InvalidResponse, kind.decode, "", detail)
+            self.assertRaises(InvalidResponse, kind.decode, "", detail, NESTING)
 
     def test_the_nearest_declared_class_is_the_one_that_travels(self):
         method = Method("P", "nothing", METHODS["nothing"].function, RequestOptions(raises=(Limit, NotFound)))
@@ -595,4 +595,4 @@ class Errors(SynchronousTestCase):
         self.assertIs(type(errors.unknown_error(999, "X", "", {})), Error)
 
     def test_a_bare_internal_error_has_an_incident(self):
-        self.assertEqual(error_type(Internal).decode("", pack({"incident": "abc"})).incident, "abc")
+        self.assertEqual(error_type(Internal).decode("", pack({"incident": "abc"}), 64).incident, "abc")
