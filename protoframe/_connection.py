@@ -74,6 +74,9 @@ MethodTable = Mapping[bytes, tuple[Method, int]]
 
 _CLOSED = State.CLOSED
 
+#: Events after which what is ready is sent, so that the peer works on it while this end works on the rest.
+_TURN = 16
+
 #: Octets of answers that may wait to be sent while more requests are served.
 _BACKLOG = 1024 * 1024
 
@@ -371,15 +374,20 @@ class Connection:
         self._busy = True
         try:
             conversation = self._conversation
+            outbox = conversation.outbox
             while True:
                 while events := conversation.poll_events():
-                    for event in events:
+                    for number, event in enumerate(events, 1):
                         _REACTIONS[type(event)](self, event)
+                        if not number % _TURN and not self._paused:
+                            self._send(0)
                 if self._over:
                     return
-                while not self._paused and (frames := conversation.poll_frames(_ALLOWANCE)):
-                    self._carrier.send(frames)
-                if not self._held or self._paused or conversation.backlog > _BACKLOG:
+                if not self._paused:
+                    self._send(_ALLOWANCE)
+                    while outbox.large and not self._paused:
+                        self._send(_ALLOWANCE)
+                if not self._held or self._paused or outbox.octets > _BACKLOG:
                     break
                 self._serve_held()
             if conversation.state is _CLOSED:
@@ -390,6 +398,12 @@ class Connection:
                     self.wake_at(due)
         finally:
             self._busy = False
+
+    def _send(self, allowance: int) -> None:
+        """Sends what is ready, and of large messages about so many octets."""
+        frames = self._conversation.outbox.poll(allowance)
+        if frames and not self._over:
+            self._carrier.send(frames)
 
     def wake_at(self, due: float) -> None:
         """Has the timer go off by then, for the conversation or for the carrier.
@@ -513,14 +527,14 @@ class Connection:
         if self._conversation.state is _CLOSED:
             # What came after it ended the conversation.
             return
-        if self._held or self._conversation.backlog > _BACKLOG:
+        if self._held or self._conversation.outbox.octets > _BACKLOG:
             self._held.append(event)
         else:
             self._serve_now(event)
 
     def _serve_held(self) -> None:
         now = self._clock()
-        while self._held and self._conversation.backlog <= _BACKLOG:
+        while self._held and self._conversation.outbox.octets <= _BACKLOG:
             event = self._held.popleft()
             if event.deadline > now:
                 self._serve_now(event)

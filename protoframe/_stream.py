@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer, IWriteDescriptor
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -50,7 +51,7 @@ class StreamCarrier(TwistedProtocol):
         self._pauses_peer = pauses_peer
         self._peer_is_paused = False
         self._is_over = False
-        self._write_now: Callable[[], object] | None = None
+        self._socket: Any = None
         self._reader = FrameReader(limits.max_frame, limits.frame_timeout)
 
     # IProtocol
@@ -62,8 +63,8 @@ class StreamCarrier(TwistedProtocol):
         if set_no_delay is not None:
             # Frames are gathered before they are written; Nagle's algorithm could only hold them up.
             set_no_delay(True)
-        if IWriteDescriptor.providedBy(transport):
-            self._write_now = transport.doWrite
+        if isinstance(transport, FileDescriptor) and hasattr(transport, "_tempDataBuffer"):
+            self._socket = transport
         self.connection = self._connect(self, transport.getPeer())
         transport.registerProducer(self, True)
         transport.write(serialize_preface())
@@ -89,7 +90,7 @@ class StreamCarrier(TwistedProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tells the connection."""
-        self._write_now = None
+        self._socket = None
         self.connection.lost(reason)
 
     # IPushProducer: the transport says when it has enough to send.
@@ -121,18 +122,24 @@ class StreamCarrier(TwistedProtocol):
     def send(self, frames: list[bytes]) -> None:
         """Writes frames, all at once.
 
-        `ITransport.write` would leave them for the reactor's next turn, which costs a caller that waits for one answer at a
-        time a fifth of its time.  A transport that is a socket is asked to write now; what it cannot take, and any error
-        that it meets, it keeps for the reactor as ever.
+        `ITransport.write` would leave them for the reactor's next turn, and have it watch the socket meanwhile, which costs
+        a caller that waits for one answer at a time a quarter of its time.  Where the transport is a socket that has nothing
+        else to write, it is given to the kernel now; what the kernel does not take, and any error, is left to `write`.
         """
-        self.transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
-        if self._write_now is not None:
-            self._write_now()
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        socket = self._socket
+        if socket is not None and not socket.dataBuffer and not socket._tempDataBuffer:
+            written = socket.writeSomeData(data)
+            if written == len(data):
+                return
+            if isinstance(written, int) and written > 0:
+                data = data[written:]
+        self.transport.write(data)
 
     def close(self) -> None:
         """Closes when all is written.  What the peer still sends is not read."""
         self._is_over = True
-        self._write_now = None
+        self._socket = None
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 

@@ -3,7 +3,7 @@
 Knows call ids, deadlines, cancellation, the slots that calls take, large messages and how a conversation opens and ends.
 It does not know where frames come from, what a method is, or what its arguments say: frames and the time go in through
 ``handle_*``, what this end does through the verbs (`request`, `respond`, `refuse`, `cancel`, ...), and events, frames
-and the next timer come out through ``poll_*`` and `Conversation.next_timer`.
+and the next timer come out through `poll_events`, `outbox` and `next_timer`.
 """
 
 from __future__ import annotations
@@ -95,6 +95,9 @@ _HANDSHAKE = 0
 class Conversation:
     """One end of a conversation.
 
+    :ivar state: where the conversation stands.
+    :ivar peer: the peer's settings, once its HELLO has come.
+    :ivar outbox: what the carrier is to send: `Outbox.poll` gives it.
     :param role: which end this is.
     :param limits: what this end takes.
     :param now: the time, in seconds of the clock that all other times given to this object come from.
@@ -124,7 +127,7 @@ class Conversation:
         # Of these, the ones that have a deadline to watch.
         self._suspended: set[int] = set()
         self._assembler = Assembler(limits.max_unfinished)
-        self._outbox = Outbox(limits.max_frame)
+        self.outbox = Outbox(limits.max_frame)
         self._deadlines = Deadlines(self._is_awaited)
         self._deadlines.add(_HANDSHAKE, now + limits.handshake_timeout)
         self._events: list[Event] = []
@@ -138,7 +141,7 @@ class Conversation:
             max_calls=limits.max_calls,
             agent=cut(agent).decode(),
         )
-        self._outbox.put_control(Kind.HELLO, 0, hello.serialize())
+        self.outbox.put_control(Kind.HELLO, 0, hello.serialize())
 
     # What goes in from below.
 
@@ -231,7 +234,7 @@ class Conversation:
                 raise _not_run(TooManyCalls(f"{len(self._waiting)} calls wait for a slot already"))
             self._waiting[call_id] = _Waiting(call_id, method, metadata, arguments, deadline, flags)
         else:
-            self._outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
+            self.outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
         self._next_call_id = call_id + 2
         self._outgoing[call_id] = token
         self._deadlines.add(call_id, deadline)
@@ -252,14 +255,14 @@ class Conversation:
         if len(result) > self._peer_max_message:
             raise MessageTooLarge(f"the result is {len(result)} bytes, and the peer takes {self._peer_max_message}")
         self._leave_slot(call_id)
-        self._outbox.put(_RESPONSE, 0, call_id, result)
+        self.outbox.put(_RESPONSE, 0, call_id, result)
         if self._ends:
             self._check_drained()
 
     def refuse(self, call_id: int, body: ErrorBody, *, processed: bool = True) -> None:
         """Answers a call of the peer with an error; ``processed=False`` promises that nothing was done."""
         self._leave_slot(call_id)
-        self._outbox.put(_ERROR, 0 if processed else _NOT_PROCESSED, call_id, body.serialize())
+        self.outbox.put(_ERROR, 0 if processed else _NOT_PROCESSED, call_id, body.serialize())
         if self._ends:
             self._check_drained()
 
@@ -276,7 +279,7 @@ class Conversation:
         """
         if len(payload) != 8:
             raise LocalProtocolError(f"a PING carries 8 octets, not {len(payload)}")
-        self._outbox.put_control(Kind.PING, 0, payload)
+        self.outbox.put_control(Kind.PING, 0, payload)
 
     def go_away(self, text: str = "") -> None:
         """Says that no new call will be taken; what runs goes on, and `Drained` tells when it ended."""
@@ -286,7 +289,7 @@ class Conversation:
         if not self._serves:
             return
         self._last_promised = self._last_incoming
-        self._outbox.put_control(Kind.GOAWAY, 0, GoAway(0, self._last_promised, text).serialize())
+        self.outbox.put_control(Kind.GOAWAY, 0, GoAway(0, self._last_promised, text).serialize())
         self._move(Input.GOAWAY_SENT)
         self._check_drained()
 
@@ -299,10 +302,10 @@ class Conversation:
             return
         if error is not None and not isinstance(error, ConnectionLost):
             goaway = GoAway(error.status, self._last_incoming, error.message)
-            self._outbox.put_control(Kind.GOAWAY, 0, goaway.serialize())
+            self.outbox.put_control(Kind.GOAWAY, 0, goaway.serialize())
         self._move(Input.ENDED)
         self._deadlines.clear()
-        unsent = self._outbox.drop_all() | self._waiting.keys()
+        unsent = self.outbox.drop_all() | self._waiting.keys()
         why = error.message if error is not None else "the connection was closed"
         for call_id, token in self._outgoing.items():
             if token is not None:
@@ -327,19 +330,6 @@ class Conversation:
         if events:
             self._events = []
         return events
-
-    def poll_frames(self, allowance: int) -> list[bytes]:
-        """Frames to send, in order: all that are whole messages, then of large ones about ``allowance`` octets.
-
-        Large messages take turns, a frame each, so that none holds up another for long.
-        """
-        self._pongs = 0
-        return self._outbox.poll(allowance)
-
-    @property
-    def backlog(self) -> int:
-        """Octets of answers that wait to be sent."""
-        return self._outbox.octets
 
     @property
     def running(self) -> int:
@@ -416,10 +406,10 @@ class Conversation:
         elif len(payload) != 8:
             raise RemoteProtocolError(f"{Kind(kind).name}: {len(payload)} octets, not 8")
         elif kind == Kind.PING:
-            self._pongs += 1
+            self._pongs = self._pongs + 1 if self.outbox else 1
             if self._pongs > _MOST_PONGS:
                 raise RemoteProtocolError(f"{_MOST_PONGS} PINGs whose answers are not waited for")
-            self._outbox.put_control(Kind.PONG, 0, payload)
+            self.outbox.put_control(Kind.PONG, 0, payload)
         else:
             self._events.append(PongReceived(payload))
 
@@ -427,8 +417,8 @@ class Conversation:
         if self.peer is not None:
             raise RemoteProtocolError("a second HELLO")
         self.peer = hello
-        self._outbox.max_frame = hello.max_frame
-        self._outbox.max_unfinished = hello.max_unfinished
+        self.outbox.max_frame = hello.max_frame
+        self.outbox.max_unfinished = hello.max_unfinished
         self._peer_slots = hello.max_calls
         self._peer_max_message = hello.max_message
         if self.state is State.GREETING:
@@ -466,7 +456,7 @@ class Conversation:
             raise RemoteProtocolError(f"REQUEST: {call_id} is no call id of the peer's")
         if call_id <= self._last_promised:
             body = ErrorBody(Status.UNAVAILABLE, GoingAway.__name__, "this end takes no new calls")
-            self._outbox.put(_ERROR, _NOT_PROCESSED, call_id, body.serialize())
+            self.outbox.put(_ERROR, _NOT_PROCESSED, call_id, body.serialize())
 
     def _handle_cancel(self, call_id: int) -> None:
         if call_id & 1 == self._own_parity or not call_id:
@@ -478,9 +468,9 @@ class Conversation:
                 self.refuse(call_id, ErrorBody(Status.CANCELLED, "Cancelled", ""), processed=False)
         elif call_id in self._incoming:
             self._events.append(RequestCancelled(call_id, False))
-        elif self._outbox.drop(call_id) is not None:
+        elif self.outbox.drop(call_id) is not None:
             # The result is half sent, or not yet: the caller hears at once that no more of it comes.
-            self._outbox.put(_ERROR, 0, call_id, ErrorBody(Status.CANCELLED, "Cancelled", "").serialize())
+            self.outbox.put(_ERROR, 0, call_id, ErrorBody(Status.CANCELLED, "Cancelled", "").serialize())
 
     def _refuse_too_large(self, call_id: int, length: int) -> None:
         text = f"the arguments are {length} bytes, and this end takes {self._limits.max_message}"
@@ -562,9 +552,9 @@ class Conversation:
             raise RemoteProtocolError(f"an answer to call {call_id}, which is not open") from None
         if self._assembler.messages:
             self._assembler.discard(call_id)
-        if self._outbox.large and self._outbox.drop(call_id):
+        if self.outbox.large and self.outbox.drop(call_id):
             # Answered, that is refused, before it was all sent: the peer is told that no more of it comes.
-            self._outbox.put_control(Kind.CANCEL, call_id)
+            self.outbox.put_control(Kind.CANCEL, call_id)
         if self._waiting:
             self._start_waiting()
         return token
@@ -574,7 +564,7 @@ class Conversation:
         while free > 0 and self._waiting and self._calls:
             call = self._waiting.pop(next(iter(self._waiting)))
             free -= 1
-            self._outbox.put_request(
+            self.outbox.put_request(
                 call.call_id,
                 call.flags,
                 call.deadline - self._now,
@@ -588,7 +578,7 @@ class Conversation:
         token = self._outgoing.get(call_id)
         if token is None:
             return
-        if self._waiting.pop(call_id, None) is not None or (begun := self._outbox.drop(call_id)) is False:
+        if self._waiting.pop(call_id, None) is not None or (begun := self.outbox.drop(call_id)) is False:
             # Nothing of it was sent.
             self._settle(call_id)
             self._events.append(CallFailed(token, _not_run(error)))
@@ -600,7 +590,7 @@ class Conversation:
         self._assembler.stop_holding(call_id)
         self._outgoing[call_id] = None
         self._events.append(CallFailed(token, error))
-        self._outbox.put_control(Kind.CANCEL, call_id)
+        self.outbox.put_control(Kind.CANCEL, call_id)
 
     def _is_awaited(self, call_id: int) -> bool:
         """Whether a deadline still means something: that of a call of this end, of one of the peer's, of the handshake."""

@@ -67,7 +67,7 @@ class End:
 
     def send(self, allowance: int = 1 << 30) -> None:
         """Puts what there is to send into the link."""
-        for octets in self.conversation.poll_frames(allowance):
+        for octets in self.conversation.outbox.poll(allowance):
             self.link += octets
 
     def receive(self, octets: bytes) -> None:

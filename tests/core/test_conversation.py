@@ -369,7 +369,7 @@ class Cancelling(Calls):
             self.assertEqual((end.conversation.pending, end.conversation.running), (0, 0))
             self.assertEqual(len(end.conversation._assembler), 0)
             self.assertEqual(end.conversation._assembler._octets, 0)
-            self.assertEqual(end.conversation._outbox._large_octets, 0)
+            self.assertEqual(end.conversation.outbox._large_octets, 0)
 
     def test_while_it_waits_for_a_slot(self):
         for _ in range(3):

@@ -321,7 +321,7 @@ class Bodies(SynchronousTestCase):
             self.assertRaises(RemoteProtocolError, Hello.parse, payload[:length])
 
     def test_an_agent_that_is_too_long_is_cut_before_it_is_sent(self):
-        (octets,) = Conversation(Role.INITIATOR, Limits(), 0.0, "é" * 100_000).poll_frames(0)
+        (octets,) = Conversation(Role.INITIATOR, Limits(), 0.0, "é" * 100_000).outbox.poll(0)
         self.assertEqual(Hello.parse(octets[12:]).agent, "é" * 512)
 
     def test_unknown_flags_are_ignored(self):

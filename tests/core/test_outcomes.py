@@ -131,8 +131,8 @@ class Walk:
         for end in self.pair.ends:
             conversation = end.conversation
             assert conversation.pending == conversation.running == 0, "a call was never answered"
-            assert not conversation._outbox
-            assert conversation._outbox._large_octets == 0
+            assert not conversation.outbox
+            assert conversation.outbox._large_octets == 0
             assert len(conversation._assembler) == conversation._assembler._octets == 0
 
 
