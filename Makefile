@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 DEMO_INSTALLED = $(DEMO_VENV)/.installed
 
-.PHONY: help venv demo test quality docs clean
+.PHONY: help venv demo test quality bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make venv      an environment for development, in $(VENV)"
 	@echo "make test      all tests"
 	@echo "make quality   lint, format, types, documentation"
+	@echo "make bench     calls a second beside AMP and a raw echo"
 	@echo "make docs      the documentation, in docs/_build/html"
 	@echo "make clean     remove what these made, environments included"
 
@@ -49,6 +50,9 @@ quality: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) docs
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/calls.py
 
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html

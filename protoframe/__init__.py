@@ -1,8 +1,9 @@
 """protoframe: typed request/response application-layer protocols on Twisted.
 
-A `Protocol` class declares what one end of a conversation answers, as plain annotated Python; a `Factory` serves it on any
-Twisted endpoint; `connect` gives a typed proxy of the other end.  The names below are the public face; they are imported
-when they are first used, so that ``import protoframe`` is cheap and the sans-I/O core does not bring Twisted in.
+A `Protocol` class declares what one end of a conversation answers, as plain annotated Python; a `Factory` serves it
+on any Twisted endpoint; `connect` gives a typed proxy of the other end.  The names below are the public face; they
+are imported when they are first used, so that ``import protoframe`` is cheap and the sans-I/O core does not bring
+Twisted in.
 """
 
 from __future__ import annotations

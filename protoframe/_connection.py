@@ -60,6 +60,7 @@ from protoframe.errors import (
     Internal,
     InvalidArgument,
     InvalidResponse,
+    LocalProtocolError,
     MessageTooLarge,
     ProtocolError,
     Status,
@@ -97,7 +98,10 @@ class Carrier(typing.Protocol):
         """Closes at once; `Connection.lost` follows."""
 
     def next_timer(self) -> float:
-        """When the carrier wants `handle_timer`; infinity for never.  Where that moves, it calls `Connection.wake_at`."""
+        """When the carrier wants `handle_timer`; infinity for never.
+
+        Where that moves, it calls `Connection.wake_at`.
+        """
 
     def handle_timer(self, now: float) -> None:
         """
@@ -256,7 +260,7 @@ class Connection:
         return deferred
 
     def call_json(self, name: str, arguments: bytes) -> Deferred[bytes]:
-        """Calls a method whose declaration is not at hand, ``Protocol.method``, with a JSON object; so is the answer."""
+        """Calls ``Protocol.method``, whose declaration is not at hand, with a JSON object; the answer is JSON too."""
         return self.call(JSONMethod(name), arguments)
 
     def ping(self) -> Deferred[float]:
@@ -378,7 +382,10 @@ class Connection:
             while True:
                 while events := conversation.poll_events():
                     for number, event in enumerate(events, 1):
-                        _REACTIONS[type(event)](self, event)
+                        try:
+                            _REACTIONS[type(event)](self, event)
+                        except Exception:
+                            self._failed_to_react(event)
                         if not number % _TURN and not self._paused:
                             self._send(0)
                 if self._over:
@@ -387,6 +394,9 @@ class Connection:
                     self._send(_ALLOWANCE)
                     while outbox.large and not self._paused:
                         self._send(_ALLOWANCE)
+                if self._over:
+                    # The carrier was lost while it sent: what that means is among the events now.
+                    continue
                 if not self._held or self._paused or outbox.octets > _BACKLOG:
                     break
                 self._serve_held()
@@ -398,6 +408,16 @@ class Connection:
                     self.wake_at(due)
         finally:
             self._busy = False
+
+    def _failed_to_react(self, event: Any) -> None:
+        """An event met a fault of this package: nobody is left waiting for what it would have brought."""
+        self.log.failure(
+            "{where}: a fault of protoframe itself, at {event}", where=self.where, event=type(event).__name__
+        )
+        token: _PendingCall | None = getattr(event, "token", None)
+        if token is not None and not token.deferred.called:
+            token.deferred.errback(InvalidResponse("the answer could not be read; the log has the details"))
+        self._conversation.end(LocalProtocolError("this end met a fault of its own"))
 
     def _send(self, allowance: int) -> None:
         """Sends what is ready, and of large messages about so many octets."""

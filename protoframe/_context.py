@@ -1,7 +1,7 @@
 """What surrounds a call: its deadline, its metadata, and inside a handler the call that is served.
 
-Knows a context variable alone, so that a deadline reaches every call made below it, across coroutines and Deferreds; the
-connection reads it when a call is made and sets it when one is served.
+Knows a context variable alone, so that a deadline reaches every call made below it, across coroutines and Deferreds;
+the connection reads it when a call is made and sets it when one is served.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ def listen(reactor: Any, where: str | IStreamServerEndpoint, factory: Any) -> De
         ``ssl:12000:privateKey=key.pem:certKey=cert.pem``; or an endpoint.
     :return: fires with the listening port; ``port.stopListening()`` ends it, ``port.getHost()`` tells its address.
 
-    It fails with `ValueError` where the string is wrong, and with Twisted's `CannotListenError` where the port is taken.
+    It fails with `ValueError` where the string is wrong, and with Twisted's `CannotListenError` where the port is
+    taken.
     """
     if getattr(factory, "reactor", reactor) is None:
         factory.reactor = reactor
@@ -160,8 +161,8 @@ def connect(
     Protocol, and closes in order when the block ends.  Awaited instead, it gives the same proxy, and
     `Connecting.close` closes.
 
-    :param where: a Twisted client endpoint string, such as ``tcp:host:port``, ``tls:host:port`` or ``unix:path``; an IPv6
-        address may stand in brackets (``tcp:[::1]:12000``); or an endpoint.
+    :param where: a Twisted client endpoint string, such as ``tcp:host:port``, ``tls:host:port`` or ``unix:path``; an
+        IPv6 address may stand in brackets (``tcp:[::1]:12000``); or an endpoint.
     :param protocol: what the server answers.
     :param serving: what this end answers, where the server may call it: a Protocol, or its class.
     :param limits: what this end takes of the server.

@@ -35,15 +35,25 @@ class Factory(TwistedFactory):
     """Serves one or more Protocols to everyone who connects.
 
     It is an `IProtocolFactory`, so any stream endpoint listens with it, and `protoframe.listen` does so from a string.
-    Each conversation gets instances of its own, made by `create`; state that they share can live on a subclass::
+    Each conversation gets instances of its own, made by `create`; state that they share can live on a subclass:
 
-        class BankFactory(Factory):
-            def __init__(self, accounts):
-                super().__init__(Bank)
-                self.accounts = accounts
-
-            def create(self, protocol):
-                return Bank(self.accounts)
+    >>> from protoframe import request
+    >>> class Bank(Protocol):
+    ...     def __init__(self, accounts: dict[str, int]) -> None:
+    ...         self.accounts = accounts
+    ...
+    ...     @request
+    ...     async def balance(self, name: str) -> int:
+    ...         return self.accounts[name]
+    >>> class BankFactory(Factory):
+    ...     def __init__(self) -> None:
+    ...         super().__init__(Bank)
+    ...         self.accounts = {"ann": 10}
+    ...
+    ...     def create(self, protocol):
+    ...         return protocol(self.accounts)
+    >>> BankFactory().create(Bank).accounts
+    {'ann': 10}
 
     :param protocols: the Protocol classes to serve.
     :param limits: what this end takes of its peers.

@@ -1,8 +1,8 @@
 """A handler while it runs.
 
-Knows coroutines, Deferreds and plain results, and how each is cancelled; not what a call is.  A coroutine is driven here
-rather than by Twisted so that one which never waits costs no Deferred, and one which does goes on in the context in
-which it began.
+Knows coroutines, Deferreds and plain results, and how each is cancelled; not what a call is.  A coroutine is driven
+here rather than by Twisted so that one which never waits costs no Deferred, and one which does goes on in the context
+in which it began.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Protocol(Generic[PeerT]):
     def peer(self) -> PeerT:
         """The typed proxy of the other end.
 
-        :raises LocalProtocolError: the class does not say what the other end answers (``Protocol[...]``), or there is no
-            conversation yet.
+        :raises LocalProtocolError: the class does not say what the other end answers (``Protocol[...]``), or there is
+            no conversation yet.
         """
         proxy: PeerT | None = self.__dict__.get("_protoframe_peer")
         if proxy is None:
@@ -111,8 +111,9 @@ def request(
 ) -> Any:
     """Makes a method of a `Protocol` one that the other end can call.
 
-    Parameters and result are annotated with types that msgspec knows.  The method may be ``async def``, return a Deferred,
-    or return its result at once.  A body of ``...`` or ``raise NotImplementedError`` declares the method without serving it.
+    Parameters and result are annotated with types that msgspec knows.  The method may be ``async def``, return a
+    Deferred, or return its result at once.  A body of ``...`` or ``raise NotImplementedError`` declares the method
+    without serving it.
 
     :param idempotent: running it twice does what running it once does, so a retry is safe.
     :param timeout: seconds that a call may take where its caller sets no deadline.

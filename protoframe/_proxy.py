@@ -1,6 +1,7 @@
 """Typed proxies: the other end of a conversation, as an object whose methods call it.
 
-Knows a Protocol's methods, and of a connection that it takes calls; to type checkers a proxy of ``Speech`` is a ``Speech``.
+Knows a Protocol's methods, and of a connection that it takes calls; to type checkers a proxy of ``Speech`` is a
+``Speech``.
 """
 
 from __future__ import annotations

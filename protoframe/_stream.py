@@ -122,9 +122,10 @@ class StreamCarrier(TwistedProtocol):
     def send(self, frames: list[bytes]) -> None:
         """Writes frames, all at once.
 
-        `ITransport.write` would leave them for the reactor's next turn, and have it watch the socket meanwhile, which costs
-        a caller that waits for one answer at a time a quarter of its time.  Where the transport is a socket that has nothing
-        else to write, it is given to the kernel now; what the kernel does not take, and any error, is left to `write`.
+        `ITransport.write` would leave them for the reactor's next turn, and have it watch the socket meanwhile, which
+        costs a caller that waits for one answer at a time a quarter of its time.  Where the transport is a socket
+        that has nothing else to write, it is given to the kernel now; what the kernel does not take, and any error,
+        is left to `write`.
         """
         data = frames[0] if len(frames) == 1 else b"".join(frames)
         socket = self._socket

@@ -110,12 +110,12 @@ class _Fields(Exception):
 class Error(_Fields):
     """The base of all errors that travel; subclass it to declare one of your own.
 
-    Annotated attributes of a subclass become fields, given by keyword and of any type a message may have::
+    Annotated attributes of a subclass become fields, given by keyword and of any type a message may have:
 
-        class TooLong(Error):
-            limit: int
-
-        raise TooLong(limit=1000)
+    >>> class TooLong(Error):
+    ...     limit: int
+    >>> TooLong("what a long text", limit=1000)
+    TooLong(what a long text (limit=1000))
 
     A method that declares it (``@request(raises=[TooLong])``) sends it, and the caller catches the same class with the
     same fields.  What a method does not declare reaches the caller as `Internal`, without its text.  A subclass of one
@@ -302,7 +302,7 @@ class RemoteProtocolError(ProtocolError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This end was asked for what the rules do not allow, such as a call on a closed connection."""
+    """What this end was asked for is not allowed by the rules, such as a call on a closed connection."""
 
 
 #: For each status the class that a caller gets where it does not know, or was not told, a narrower one.

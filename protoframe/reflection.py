@@ -76,16 +76,16 @@ class Reflection(Protocol[Any], name="protoframe.Reflection"):
     """What this server serves."""
 
     @request(idempotent=True)
-    def protocols(self) -> list[str]:
+    async def protocols(self) -> list[str]:
         """The names of the Protocols that are served, sorted."""
         return sorted(_served(self.factory.protocols))
 
     @request(idempotent=True, raises=[NotFound])
-    def describe(self, protocol: str) -> ProtocolDescription:
+    async def describe(self, protocol: str) -> ProtocolDescription:
         """Describes a Protocol that is served."""
         served = _served(self.factory.protocols, aliases=True)
         if protocol not in served:
-            known = ", ".join(self.protocols())
+            known = ", ".join(await self.protocols())
             raise NotFound(f"no Protocol {protocol} is served here; there is {known}")
         doc, methods = served[protocol]
         return describe(protocol, doc, methods)
@@ -102,8 +102,8 @@ def describe(name: str, doc: str, methods: Sequence[Method]) -> ProtocolDescript
     own: dict[str, JSONSchema] = {}
 
     def inline() -> JSONSchema:
-        # What msgspec was given is a Struct of the framework's making: its schema stands here, not among the definitions.
-        # An error that several methods declare comes by several times.
+        # What msgspec was given is a Struct of the framework's making: its schema stands here, not among the
+        # definitions. An error that several methods declare comes by several times.
         schema = next(schema_of)
         name = schema.get("$ref", "").rpartition("/")[2]
         if name in definitions:

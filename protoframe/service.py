@@ -1,7 +1,7 @@
 """What a twistd plugin needs: options that say where to listen, and the service that listens there.
 
-Knows twistd and endpoint strings; what is served is the `Factory`'s.  A plugin is a module with ``Options``, a subclass of
-`ServerOptions`, and ``makeService``, which gives a `ServerService`; `protoframe.servers` has some.
+Knows twistd and endpoint strings; what is served is the `Factory`'s.  A plugin is a module with ``Options``, a
+subclass of `ServerOptions`, and ``makeService``, which gives a `ServerService`; `protoframe.servers` has some.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -33,7 +33,7 @@ class ServerOptions(usage.Options):
     :cvar default_listen: where to listen if no ``--listen`` is given.
     """
 
-    optFlags = [["no-reflection", None, "Do not describe to peers what is served."]]
+    optFlags: ClassVar[list[list[str | None]]] = [["no-reflection", None, "Do not describe to peers what is served."]]
     default_listen = "tcp:12000:interface=127.0.0.1"
 
     def __init__(self) -> None:
@@ -41,9 +41,7 @@ class ServerOptions(usage.Options):
         self["listen"] = []
 
     def opt_listen(self, where: str) -> None:
-        """Where to listen: a Twisted server endpoint string, such as tcp:12000, tcp6:12000, unix:/run/x.sock or
-        ssl:12000:privateKey=key.pem:certKey=cert.pem.  May be given several times.
-        """
+        """Where to listen: a Twisted endpoint string (tcp:12000, unix:/run/x.sock, ...); may be given several times."""
         self["listen"].append(where)
 
     opt_l = opt_listen

@@ -140,7 +140,9 @@ class _Runner:
         self._home = home
         path = os.pathsep.join([str(shims), os.environ.get("PATH", os.defpath)])
         # No byte code: a file that a page writes twice within a second looks unchanged.
-        self._environment = environment(PATH=path, PYTHONDONTWRITEBYTECODE="1", COLUMNS="80", LC_ALL="C.UTF-8")
+        self._environment = environment(
+            PATH=path, PYTHONDONTWRITEBYTECODE="1", PYTEST_ADDOPTS="", COLUMNS="80", LC_ALL="C.UTF-8"
+        )
         self._servers: list[tuple[subprocess.Popen[bytes], Path]] = []
         self._ports: dict[str, int] = {}
         self._status = 0

@@ -353,13 +353,13 @@ async def test_a_wrong_argument_is_told_with_its_path_and_did_not_run() -> None:
         assert caught.value.may_have_run is False
         with pytest.raises(InvalidArgument, match=r"^\$\.ttl: expected int >= 1$"):
             await everything.positive(0)
+        bad: Any = {
+            "number": uuid.uuid4(),
+            "placed": datetime.datetime.now(datetime.UTC),
+            "total": "1",
+            "lines": [{"x": 1}, {"x": "y"}],
+        }
         with pytest.raises(InvalidArgument, match=r"^\$\.order\.lines\[1\]\.x: expected int, got str$"):
-            bad: Any = {
-                "number": uuid.uuid4(),
-                "placed": datetime.datetime.now(datetime.UTC),
-                "total": "1",
-                "lines": [{"x": 1}, {"x": "y"}],
-            }
             await everything.order(bad)
         with pytest.raises(TypeError, match="text"):
             await everything.upper()  # type: ignore[call-arg]
@@ -374,7 +374,7 @@ async def test_an_added_parameter_is_ignored_by_an_older_server() -> None:
 @pytest_twisted.ensureDeferred
 async def test_what_is_not_served_is_an_unknown_method() -> None:
     async with served(Everything) as where, connect(reactor, where, Newer) as newer:
-        with pytest.raises(UnknownMethod, match="there is no method Everything.vanished") as caught:
+        with pytest.raises(UnknownMethod, match=r"there is no method Everything\.vanished") as caught:
             await newer.vanished()
         assert isinstance(caught.value, Unimplemented)
         assert caught.value.may_have_run is False
@@ -650,7 +650,7 @@ def test_a_wrong_string_is_a_value_error_on_one_line(where: str, text: str) -> N
 @pytest_twisted.ensureDeferred
 async def test_a_wrong_place_to_listen_is_a_value_error() -> None:
     for where in ("tcp:99999", "tcp:http", "tcp", "bogus:1", "tcp:1:nosuch=2"):
-        with pytest.raises(ValueError, match="port|place to listen"):
+        with pytest.raises(ValueError, match=r"port|place to listen"):
             await listen(reactor, where, Factory(Everything))
 
 

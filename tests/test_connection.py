@@ -6,15 +6,17 @@ import struct
 from typing import Any
 
 import msgspec
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from protoframe import Cancelled, ConnectionLost, DeadlineExceeded, Factory, Limits, Protocol, request
+from protoframe import Cancelled, ConnectionLost, DeadlineExceeded, Factory, InvalidResponse, Limits, Protocol, request
 from protoframe._context import Scope, scope
 from protoframe._endpoints import _ClientFactory
 from protoframe.core.frames import Hello, Kind, serialize_frame, serialize_preface
@@ -286,7 +288,7 @@ class ClientSide(SynchronousTestCase):
             self.setUp()
             fired: list[int] = []
             for number in range(3):
-                self.worker.note(str(number)).addBoth(lambda _, number=number: fired.append(number))
+                self.worker.note(str(number)).addBoth(lambda _, number=number, fired=fired: fired.append(number))
             self.clock.advance(0)
             self.carrier.dataReceived(answers[:at])
             self.carrier.connectionLost(Failure(ConnectionDone()))
@@ -308,3 +310,87 @@ class ClientSide(SynchronousTestCase):
         self.failureResultOf(lost, ConnectionLost)
         self.failureResultOf(self.carrier.connection.ping(), ConnectionLost)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_carrier_that_is_lost_while_it_sends_leaves_nobody_waiting(self) -> None:
+        calls = [self.worker.note("a")]
+
+        def lose(_: list[bytes]) -> None:
+            self.carrier.connectionLost(Failure(ConnectionDone()))
+
+        self.carrier.send = lose  # type: ignore[method-assign]
+        self.clock.advance(0)
+        self.failureResultOf(calls[0], ConnectionLost)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_fault_of_the_framework_itself_leaves_nobody_waiting(self) -> None:
+        first, second = self.worker.note("a"), self.worker.note("b")
+        self.clock.advance(0)
+
+        def broken(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        self.patch(self.carrier.connection, "_read_error", broken)
+        self.carrier.dataReceived(serialize_frame(Kind.ERROR, 0, 1, struct.pack("!HBH", 13, 0, 0)))
+        self.failureResultOf(first, InvalidResponse)
+        self.failureResultOf(second, ConnectionLost)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertTrue(self.transport.disconnecting)
+
+
+class SocketSide(SynchronousTestCase):
+    """What is written past the transport's buffer keeps its order with what goes through it."""
+
+    def test_what_the_kernel_does_not_take_follows_in_order(self) -> None:
+        class Socket(FileDescriptor):
+            def __init__(self) -> None:
+                super().__init__(reactor=Clock())
+                self.connected = 1
+                self.taken = bytearray()
+                self.room = 5
+
+            def writeSomeData(self, data: bytes) -> int | Exception:
+                part = data[: self.room]
+                self.taken += part
+                self.room -= len(part)
+                return len(part)
+
+            def startWriting(self) -> None:
+                pass
+
+            def stopWriting(self) -> None:
+                pass
+
+            def getPeer(self) -> None:
+                return None
+
+        socket = Socket()
+        carrier = _ClientFactory(Clock(), Limits(), []).buildProtocol(None)
+        carrier.makeConnection(socket)
+        carrier.send([b"first"])
+        carrier.send([b"second", b"third"])
+        self.assertEqual(
+            bytes(socket.taken), b"", "the preface went through the transport, and what follows waits behind it"
+        )
+        socket.room = 10_000
+        socket.doWrite()
+        carrier.send([b"fourth"])
+        self.assertTrue(bytes(socket.taken).startswith(serialize_preface()))
+        self.assertTrue(bytes(socket.taken).endswith(b"firstsecondthirdfourth"))
+        socket.room = 3
+        carrier.send([b"fifth"])
+        self.assertTrue(bytes(socket.taken).endswith(b"fourthfif"))
+        socket.room = 100
+        socket.doWrite()
+        self.assertTrue(bytes(socket.taken).endswith(b"fourthfifth"))
+
+    def test_an_error_of_the_socket_is_left_to_the_transport(self) -> None:
+        transport = StringTransport()
+        carrier = _ClientFactory(Clock(), Limits(), []).buildProtocol(None)
+        carrier.makeConnection(transport)
+        broken = FileDescriptor(reactor=Clock())
+        broken.connected = 1
+        broken.writeSomeData = lambda _: CONNECTION_LOST  # type: ignore[method-assign, assignment]
+        carrier._socket = broken
+        transport.clear()
+        carrier.send([b"all of it"])
+        self.assertEqual(transport.value(), b"all of it")

@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -199,10 +200,8 @@ def test_one_byte_a_second_is_not_waited_for_longer_than_the_handshake_may_take(
     try:
         for byte in HELLO[:20]:
             for peer in peers:
-                try:
+                with suppress(OSError):
                     peer.sendall(bytes([byte]))
-                except OSError:
-                    pass
             if byte == HELLO[2]:
                 assert target.serves(), "others are served meanwhile"
             # The pace is the attack's own: a second, unless the server closes.

@@ -1,9 +1,9 @@
 """The request layer: one end of a conversation, over whatever carries frames.
 
-Knows call ids, deadlines, cancellation, the slots that calls take, large messages and how a conversation opens and ends.
-It does not know where frames come from, what a method is, or what its arguments say: frames and the time go in through
-``handle_*``, what this end does through the verbs (`request`, `respond`, `refuse`, `cancel`, ...), and events, frames
-and the next timer come out through `poll_events`, `outbox` and `next_timer`.
+Knows call ids, deadlines, cancellation, the slots that calls take, large messages and how a conversation opens and
+ends. It does not know where frames come from, what a method is, or what its arguments say: frames and the time go in
+through ``handle_*``, what this end does through the verbs (`request`, `respond`, `refuse`, `cancel`, ...), and
+events, frames and the next timer come out through `poll_events`, `outbox` and `next_timer`.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ class Conversation:
     def next_timer(self) -> float:
         """When `handle_timer` wants to be called; infinity for never.
 
-        It may be earlier than anything is due: a timer that finds nothing to do is cheaper than one that is moved at each
-        call.
+        It may be earlier than anything is due: a timer that finds nothing to do is cheaper than one that is moved at
+        each call.
         """
         return self._deadlines.earliest()
 
@@ -211,8 +211,8 @@ class Conversation:
         :raises GoingAway: the conversation takes no new calls.
         :raises MessageTooLarge: the arguments are more than the peer takes.
         :raises TooManyCalls: too many calls wait for a slot.
-        :raises LocalProtocolError: the conversation is not open, or the name (1 to 255 octets) or the metadata (65,535) does
-            not fit a REQUEST.
+        :raises LocalProtocolError: the conversation is not open, or the name (1 to 255 octets) or the metadata (65,535
+            octets at most) does not fit a REQUEST.
         """
         if not self._calls:
             raise self._not_open()
@@ -449,8 +449,8 @@ class Conversation:
     def _handle_late_request(self, call_id: int) -> None:
         """A request that was on the way when GOAWAY was sent.
 
-        Requests may overtake each other, so its id may be one of those that GOAWAY said would be answered; to a later one
-        the caller expects no answer.
+        Requests may overtake each other, so its id may be one of those that GOAWAY said would be answered; to a later
+        one the caller expects no answer.
         """
         if call_id & 1 == self._own_parity or not call_id:
             raise RemoteProtocolError(f"REQUEST: {call_id} is no call id of the peer's")
@@ -479,7 +479,7 @@ class Conversation:
     # Messages in several frames.
 
     def _begin_message(self, frame: Frame) -> None:
-        kind, flags, call_id, payload = frame
+        kind, _, call_id, payload = frame
         total, part = parse_total(payload)
         if kind != _ERROR and self._assembler.is_on_the_way(call_id, Kind(kind)):
             raise RemoteProtocolError(f"{Kind(kind).name}: a message of call {call_id} is on the way already")
@@ -593,7 +593,7 @@ class Conversation:
         self.outbox.put_control(Kind.CANCEL, call_id)
 
     def _is_awaited(self, call_id: int) -> bool:
-        """Whether a deadline still means something: that of a call of this end, of one of the peer's, of the handshake."""
+        """Whether a deadline, of a call of this end or of the peer's or of the handshake, still means something."""
         if call_id == _HANDSHAKE:
             return self.state is State.GREETING
         return self._outgoing.get(call_id) is not None or call_id in self._suspended
@@ -626,7 +626,7 @@ class Conversation:
             return _not_run(GoingAway("the conversation is ending and takes no new calls"))
         if self.state is State.CLOSED:
             return _not_run(ConnectionLost("the connection is closed"))
-        return LocalProtocolError("the conversation is not open yet")
+        return _not_run(LocalProtocolError("the conversation is not open yet"))
 
 
 def _not_run(error: Error) -> Error:

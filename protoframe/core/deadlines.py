@@ -17,8 +17,8 @@ _SLACK = 64
 class Deadlines:
     """A set of ids, each with the time at which it is due.
 
-    An id that nobody waits for any more is not taken out: that would cost every call.  It is skipped when it is due, and
-    swept when most entries are like it, so that the heap stays in proportion to what is alive.
+    An id that nobody waits for any more is not taken out: that would cost every call.  It is skipped when it is due,
+    and swept when most entries are like it, so that the heap stays in proportion to what is alive.
 
     :param is_alive: whether somebody still waits for an id.
     """

@@ -1,7 +1,7 @@
 """The layout of every frame, read and written; ``docs/wire-format.md`` specifies it.
 
-Knows octets alone: not which frame may come when (`protoframe.core.conversation`), nor where a frame ends in a stream of
-bytes (`protoframe.core.stream`).  All integers are in network byte order.
+Knows octets alone: not which frame may come when (`protoframe.core.conversation`), nor where a frame ends in a stream
+of bytes (`protoframe.core.stream`).  All integers are in network byte order.
 
 A frame is a header of 12 octets and a payload::
 
@@ -10,8 +10,9 @@ A frame is a header of 12 octets and a payload::
     u8   flags
     u64  call id; 0 in a frame that concerns the whole conversation
 
-A message (REQUEST, RESPONSE, ERROR) that is longer than a frame is cut: its first frame has the flag MORE and opens with
-the length of the whole message (u32), and CHUNK frames with the same call id carry the rest, all but the last with MORE.
+A message (REQUEST, RESPONSE, ERROR) that is longer than a frame is cut: its first frame has the flag MORE and opens
+with the length of the whole message (u32), and CHUNK frames with the same call id carry the rest, all but the last
+with MORE.
 """
 
 from __future__ import annotations
@@ -174,9 +175,8 @@ def agree_on_version(first: int, last: int) -> int:
     :raises VersionMismatch: there is none.
     """
     if first > LAST_VERSION or last < FIRST_VERSION:
-        raise VersionMismatch(
-            f"no version in common: the peer speaks {_range(first, last)}, this end {_range(FIRST_VERSION, LAST_VERSION)}",
-        )
+        ours = _range(FIRST_VERSION, LAST_VERSION)
+        raise VersionMismatch(f"no version in common: the peer speaks {_range(first, last)}, this end {ours}")
     return min(last, LAST_VERSION)
 
 
@@ -209,7 +209,10 @@ class Hello(msgspec.Struct, frozen=True):
     agent: str = ""
 
     def check(self) -> None:
-        """:raises RemoteProtocolError: a setting is out of its bounds."""
+        """Holds the settings to their bounds.
+
+        :raises RemoteProtocolError: one is out of them.
+        """
         if not SMALLEST_FRAME <= self.max_frame <= LARGEST_FRAME:
             raise RemoteProtocolError(f"HELLO: max_frame is {self.max_frame}, not {SMALLEST_FRAME} to {LARGEST_FRAME}")
         if not 0 < self.max_message < 1 << 31:
@@ -242,8 +245,8 @@ class Hello(msgspec.Struct, frozen=True):
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 
 
-# REQUEST: u32 remaining time in milliseconds, u16 length of the method's name, u16 length of the metadata, the name (UTF-8),
-# the metadata (a msgpack map of strings, or nothing), and up to the end the arguments (a map by name).
+# REQUEST: u32 remaining time in milliseconds, u16 length of the method's name, u16 length of the metadata, the name
+# (UTF-8), the metadata (a msgpack map of strings, or nothing), and up to the end the arguments (a map by name).
 
 
 def serialize_request(remaining: float, method: bytes, metadata: bytes, arguments: bytes) -> bytes:
@@ -287,8 +290,10 @@ def parse_remaining(part: bytes) -> float:
 
 
 class ErrorBody(NamedTuple):
-    """ERROR: ``u16`` status, ``u8`` length of the type's name, ``u16`` length of the text, the name, the text (both
-    UTF-8), and up to the end the typed detail (a map by name, in the encoding of the call; may be empty).
+    """The message of an ERROR.
+
+    ``u16`` status, ``u8`` length of the type's name, ``u16`` length of the text, the name, the text (both UTF-8), and
+    up to the end the typed detail (a map by name, in the encoding of the call; may be empty).
     """
 
     status: int
@@ -324,8 +329,10 @@ class ErrorBody(NamedTuple):
 
 
 class GoAway(NamedTuple):
-    """GOAWAY: ``u16`` status (0: an orderly end), ``u64`` the highest call id of the receiver that was or will be
-    processed (0: none), and up to the end a text (UTF-8).
+    """The payload of a GOAWAY.
+
+    ``u16`` status (0: an orderly end), ``u64`` the highest call id of the receiver that was or will be processed (0:
+    none), and up to the end a text (UTF-8).
     """
 
     status: int

@@ -1,7 +1,7 @@
 """Messages and the frames that they travel in: an `Outbox` cuts large ones, an `Assembler` puts them together.
 
-Knows frames and their order; not what a call is.  Large messages take turns, a frame each, so that none holds up another,
-nor a small one, for long; both ends bound how much of them is on the way at once.
+Knows frames and their order; not what a call is.  Large messages take turns, a frame each, so that none holds up
+another, nor a small one, for long; both ends bound how much of them is on the way at once.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Assembler:
         return len(self.messages)
 
     def begin(self, frame: Frame, total: int, part: bytes, now: float, *, wanted: bool) -> None:
-        """Takes the first frame of a message, from which `~protoframe.core.frames.parse_total` gave ``total`` and ``part``.
+        """Takes the first frame of a message, of which `parse_total` gave ``total`` and ``part``.
 
         :raises RemoteProtocolError: the peer sends more at once than it was told that this end holds.
         """

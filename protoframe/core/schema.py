@@ -1,7 +1,7 @@
 """What a Protocol's annotations say: its methods, and the codecs of their parameters, results and errors.
 
-Knows Python signatures and msgspec; not who calls, nor what carries the octets.  Arguments travel as a map by name, so a
-parameter with a default can be added; the receiver ignores names that it does not know.
+Knows Python signatures and msgspec; not who calls, nor what carries the octets.  Arguments travel as a map by name,
+so a parameter with a default can be added; the receiver ignores names that it does not know.
 """
 
 from __future__ import annotations

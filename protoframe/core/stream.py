@@ -46,8 +46,9 @@ class FrameReader:
     def feed(self, data: bytes, now: float) -> list[Frame]:
         """The frames that the next octets complete.
 
-        Frames that stand before a fault in the same octets are given, and `fault` is set: what happens does not depend on how
-        the stream was cut.  After a fault nothing more is to be fed: where the next frame would begin is not known.
+        Frames that stand before a fault in the same octets are given, and `fault` is set: what happens does not
+        depend on how the stream was cut.  After a fault nothing more is to be fed: where the next frame would begin
+        is not known.
 
         :raises RemoteProtocolError: the peer does not open with the magic, or a frame is longer than it may be.
         :raises VersionMismatch: the peer speaks no version that this end does.

@@ -1,9 +1,9 @@
 """Bounds on values whose type sets none.
 
-msgspec holds a value to its type, and a type bounds how deep the value nests and what the keys of its maps are, unless it
-says `Any` or refers to itself.  There a hostile peer could nest without end, or send maps whose keys, made of arrays,
-collide: 57 kB of them take 178 ms to decode, and the time grows with the square.  What such a type lets in is looked
-through before it is decoded; what any other type lets in is not, and costs nothing.
+msgspec holds a value to its type, and a type bounds how deep the value nests and what the keys of its maps are,
+unless it says `Any` or refers to itself.  There a hostile peer could nest without end, or send maps whose keys, made
+of arrays, collide: 57 kB of them take 178 ms to decode, and the time grows with the square.  What such a type lets in
+is looked through before it is decoded; what any other type lets in is not, and costs nothing.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _walk(info: Any, above: tuple[Any, ...], found: set[Bounds], done: set[int])
             _walk(part, above, found, done)
 
 
-# One entry for each first octet of msgpack (the format's specification, "Formats"): how many octets its length field has,
-# how many octets follow in any case, and whether elements follow.
+# One entry for each first octet of msgpack (the format's specification, "Formats"): how many octets its length field
+# has, how many octets follow in any case, and whether elements follow.
 _FIXED = {
     0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8,
     0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8, 0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17,
@@ -77,7 +77,8 @@ def check_msgpack(octets: bytes, max_nesting: int, bounds: Bounds) -> None:
     """
     at = 0
     end = len(octets)
-    # What is open: how many elements are left, and for a map (whose keys are the odd ones when counted down) that it is.
+    # What is open: how many elements are left, and for a map (whose keys are the odd ones when counted down) that it
+    # is.
     left: list[int] = []
     is_map: list[bool] = []
     while at < end:
@@ -118,8 +119,8 @@ def check_msgpack(octets: bytes, max_nesting: int, bounds: Bounds) -> None:
             is_map.pop()
 
 
-# A string that does not end is taken too, to the end: else each quote in it would be tried anew, which takes the square of
-# the length.  Nothing is given back (``*+``), for the same reason.
+# A string that does not end is taken too, to the end: else each quote in it would be tried anew, which takes the
+# square of the length.  Nothing is given back (``*+``), for the same reason.
 _JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _JSON_BRACKET = re.compile(rb"[][{}]")
 

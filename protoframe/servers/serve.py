@@ -22,8 +22,8 @@ class Options(ServerOptions):
     """The command line of ``twistd pf-serve``."""
 
     longdesc = (
-        "Serves Protocols. NAME in --protocol package.module:NAME is a Protocol class, a Factory, or a function without "
-        "parameters that returns a Factory. The current directory is on the import path."
+        "Serves Protocols. NAME in --protocol package.module:NAME is a Protocol class, a Factory, or a function "
+        "without parameters that returns a Factory. The current directory is on the import path."
     )
 
     def __init__(self) -> None:
@@ -75,9 +75,9 @@ def _as_factory(name: str, thing: Any) -> Factory:
             thing = thing()
         except Exception as error:
             raise ValueError(f"{name}: calling it failed: {_one_line(error)}") from None
-    if not isinstance(thing, Factory):
-        raise ValueError(f"{name} is neither a Protocol class, nor a Factory, nor a function that returns one")
-    return thing
+    if isinstance(thing, Factory):
+        return thing
+    raise ValueError(f"{name} is neither a Protocol class, nor a Factory, nor a function that returns one")
 
 
 def _load(name: str) -> Any:

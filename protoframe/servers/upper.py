@@ -1,7 +1,7 @@
 """The first server: it answers with what it was sent, in capital letters.
 
-The upper-case server is the example that lectures on sockets begin with.  Here it is as a Protocol: typed, with an error
-of its own.
+The upper-case server is the example that lectures on sockets begin with.  Here it is as a Protocol: typed, with an
+error of its own.
 """
 
 from __future__ import annotations
