@@ -70,6 +70,8 @@ from protoframe.errors import (
 
 __all__ = ["Callee", "Carrier", "Connection", "JSONMethod", "MethodTable"]
 
+P = typing.TypeVar("P", bound=Protocol[Any])
+
 #: What is served: by the name on the wire, the method and which of the connection's Protocols has it.
 MethodTable = Mapping[bytes, tuple[Method, int]]
 
@@ -221,9 +223,9 @@ class Connection:
 
     # For whoever calls.
 
-    def proxy(self, protocol: type[Any]) -> Any:
-        """A typed proxy of the other end."""
-        return proxy_class(protocol)(self)
+    def proxy(self, protocol: type[P]) -> P:
+        """A proxy of the other end, typed as the Protocol that it answers."""
+        return typing.cast("P", proxy_class(protocol)(self))
 
     def call(self, method: Callee, arguments: bytes) -> Deferred[Any]:
         """Calls a method of the other end, with its encoded arguments."""
@@ -598,7 +600,7 @@ class Connection:
         clock = self._clock
         scope.set(Scope(clock, event.deadline, b"", method.full_name, self.address, event.metadata))
         try:
-            result = method.invoke(protocol, arguments)
+            result = method.invoke(protocol, *arguments)
             if isinstance(result, CoroutineType):
                 try:
                     awaited = result.send(None)

@@ -262,8 +262,7 @@ class Connecting(Generic[P]):
             if timer.active():
                 timer.cancel()
         self._connection = connection
-        proxy: P = connection.proxy(self._protocol)
-        return proxy
+        return connection.proxy(self._protocol)
 
     def _explain(self, error: Exception, seconds: float | None) -> Error:
         """What went wrong, as one of this package's errors."""

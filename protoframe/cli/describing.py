@@ -5,7 +5,7 @@ Knows `protoframe.reflection`; what is done with the answers is the commands' bu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from protoframe.cli.problems import REMOTE, Problem
 from protoframe.errors import Status, UnknownMethod
@@ -27,7 +27,7 @@ async def protocol_names(connecting: Connecting[Reflection], target: Target) -> 
     :raises Problem: the server does not describe itself.
     """
     try:
-        return await _reflection(connecting).protocols()  # type: ignore[no-any-return]
+        return await _reflection(connecting).protocols()
     except UnknownMethod:
         text = f"{target.where}: this server does not describe itself"
         hint = f"{target.command('call', 'Protocol.method', 'k=v')}, which needs no description"
@@ -44,8 +44,7 @@ async def describe(connecting: Connecting[Reflection], names: list[str]) -> list
     return descriptions
 
 
-def _reflection(connecting: Connecting[Reflection]) -> Any:
+def _reflection(connecting: Connecting[Reflection]) -> Reflection:
     from protoframe.reflection import Reflection
 
-    # To a type checker a proxy is the Protocol itself, whose methods answer at once.
     return connecting.connection.proxy(Reflection)

@@ -97,6 +97,8 @@ class Conversation:
 
     :ivar state: where the conversation stands.
     :ivar peer: the peer's settings, once its HELLO has come.
+    :ivar next_timer: gives the time at which `handle_timer` wants to be called; infinity for never.  It may be earlier
+        than anything is due: a timer that finds nothing to do is cheaper than one that is moved at each call.
     :ivar outbox: what the carrier is to send: `Outbox.poll` gives it.
     :param role: which end this is.
     :param limits: what this end takes.
@@ -129,6 +131,7 @@ class Conversation:
         self._assembler = Assembler(limits.max_unfinished)
         self.outbox = Outbox(limits.max_frame)
         self._deadlines = Deadlines(self._is_awaited)
+        self.next_timer = self._deadlines.earliest
         self._deadlines.add(_HANDSHAKE, now + limits.handshake_timeout)
         self._events: list[Event] = []
         self._peer_slots = 0
@@ -182,14 +185,6 @@ class Conversation:
                 self._events.append(RequestCancelled(call_id, True))
             else:
                 self._give_up(call_id, DeadlineExceeded("the deadline passed before the answer came"))
-
-    def next_timer(self) -> float:
-        """When `handle_timer` wants to be called; infinity for never.
-
-        It may be earlier than anything is due: a timer that finds nothing to do is cheaper than one that is moved at
-        each call.
-        """
-        return self._deadlines.earliest()
 
     # What goes in from above.
 

@@ -141,6 +141,7 @@ class Method:
     :ivar wire_name: the same, as it travels.
     :ivar function: what serves it; ``None`` for a declaration alone.
     :ivar json: whether it is called with JSON texts; it is not, see `protoframe._connection.JSONMethod`.
+    :ivar invoke: calls the function, with the Protocol and what `decode_arguments` gave.
     :ivar doc: its docstring.
     :ivar parameters: a Struct of its parameters.
     :ivar result: the type of its result.
@@ -158,7 +159,8 @@ class Method:
             raise TypeError(f"{where}: the name is {len(self.wire_name)} octets long, and 255 are allowed")
         hints = _hints(function, where)
         self.function = None if is_declaration(function, hints) else function
-        self.parameters, self._positional, self._keywords = _parameters(function, hints, where)
+        self.parameters, positional, keywords = _parameters(function, hints, where)
+        self.invoke = _by_keyword(function, positional, keywords) if keywords else function
         self.result = _result_type(hints, where)
         self.errors: Mapping[str, ErrorType] = {cls.__name__: error_type(cls) for cls in options.raises}
         _check_type(self.parameters, where)
@@ -193,17 +195,6 @@ class Method:
             return _astuple(self._decode_json_arguments(octets) if json else self._decode_arguments(octets))
         except _CODEC_ERRORS as error:
             raise InvalidArgument(invalid_value(error)) from None
-
-    def invoke(self, protocol: object, arguments: tuple[Any, ...]) -> Any:
-        """Calls the function that serves the method, with what `decode_arguments` gave."""
-        if not self._keywords:
-            return self.function(protocol, *arguments)  # type: ignore[misc]
-        positional = self._positional
-        return self.function(  # type: ignore[misc]
-            protocol,
-            *arguments[:positional],
-            **dict(zip(self._keywords, arguments[positional:], strict=True)),
-        )
 
     def decode_result(self, octets: bytes, max_nesting: int) -> Any:
         """A result.
@@ -380,6 +371,14 @@ def _parameters(
             by_position.append(field)
     struct = _struct(function.__name__, by_position, by_keyword, where)
     return struct, len(by_position), tuple(name for name, *_ in by_keyword)
+
+
+def _by_keyword(function: Callable[..., Any], positional: int, keywords: tuple[str, ...]) -> Callable[..., Any]:
+    def invoke(protocol: object, *arguments: Any) -> Any:
+        named = dict(zip(keywords, arguments[positional:], strict=True))
+        return function(protocol, *arguments[:positional], **named)
+
+    return invoke
 
 
 def _struct(name: str, by_position: Any, by_keyword: Any, where: str) -> type[msgspec.Struct]:

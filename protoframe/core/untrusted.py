@@ -59,8 +59,8 @@ def _walk(info: Any, above: tuple[Any, ...], found: set[Bounds], done: set[int])
 
 
 # The first octets of msgpack (the format's specification, "Formats").  What has a fixed length and holds nothing,
-# written as a pattern; what has a length field: how many octets that has, and how many follow it in any case; what holds
-# elements: how many octets count them.
+# written as a pattern; what has a length field: how many octets that has, and how many follow it in any case; what
+# holds elements: how many octets count them.
 _SCALAR = b"|".join(
     [
         rb"[\x00-\x7f\xe0-\xff\xc0\xc2\xc3]",

@@ -171,17 +171,17 @@ class Arguments(SynchronousTestCase):
     def test_a_mutable_default_is_a_new_one_at_each_call(self):
         for _ in range(3):
             arguments = self.decode("mutable", {})
-            self.assertEqual(METHODS["mutable"].invoke(Sample(), arguments), 3)
+            self.assertEqual(METHODS["mutable"].invoke(Sample(), *arguments), 3)
 
     def test_keyword_only_parameters_reach_their_names(self):
         method = METHODS["keywords"]
         arguments = method.decode_arguments(encode_arguments(method, (1,), {"d": 40, "c": 3}), NESTING)
-        self.assertEqual(method.invoke(Sample(), arguments), [1, 2, 3, 40])
+        self.assertEqual(method.invoke(Sample(), *arguments), [1, 2, 3, 40])
 
     def test_positional_only_parameters_travel_by_name_too(self):
         method = METHODS["positional"]
         arguments = method.decode_arguments(pack({"b": 1, "a": 5}), NESTING)
-        self.assertEqual(method.invoke(Sample(), arguments), 4)
+        self.assertEqual(method.invoke(Sample(), *arguments), 4)
 
     def test_a_call_that_does_not_fit_the_signature_is_a_type_error_before_anything_is_sent(self):
         method = METHODS["plain"]
