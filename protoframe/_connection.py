@@ -1,7 +1,7 @@
-"""One end of a conversation, bound to Twisted: calls become Deferreds, requests run handlers, one timer is kept.
+"""One end of a conversation, bound to Twisted: calls become Deferreds, requests are served, one timer is kept.
 
-Knows Protocols, handlers and the request layer, but not what carries the frames: that is a `Carrier`, such as
-`protoframe._stream.StreamCarrier`.
+Knows the request layer and when to send what; not how a request is served (`protoframe._serving`), nor what carries the
+frames: that is a `Carrier`, such as `protoframe._stream.StreamCarrier`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import typing
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import copy_context
-from types import CoroutineType
 from typing import Any
 
 import msgspec
@@ -21,11 +18,12 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from protoframe._calling import Callee, JSONMethod, PendingCall, read_error
 from protoframe._clock import clock_of
-from protoframe._context import Scope, scope
-from protoframe._handler import RunningHandler
+from protoframe._context import scope
 from protoframe._protocol import Protocol
 from protoframe._proxy import proxy_class
+from protoframe._serving import MethodTable, Server
 from protoframe.core.conversation import Conversation
 from protoframe.core.events import (
     CallFailed,
@@ -38,50 +36,27 @@ from protoframe.core.events import (
     RequestReceived,
     ResponseReceived,
 )
-from protoframe.core.frames import ErrorBody, Frame
+from protoframe.core.frames import Frame
 from protoframe.core.limits import Limits
-from protoframe.core.schema import (
-    ErrorType,
-    Method,
-    RequestOptions,
-    encode_json,
-    encode_msgpack,
-    error_type,
-    invalid_value,
-)
 from protoframe.core.state import Role, State
-from protoframe.core.untrusted import Bounds, check_json, check_msgpack
 from protoframe.errors import (
-    BY_NAME,
-    Cancelled,
     ConnectionLost,
     DeadlineExceeded,
     Error,
-    Internal,
-    InvalidArgument,
     InvalidResponse,
     LocalProtocolError,
     MessageTooLarge,
     ProtocolError,
-    Status,
-    UnknownMethod,
-    unknown_error,
 )
 
-__all__ = ["Callee", "Carrier", "Connection", "JSONMethod", "MethodTable"]
+__all__ = ["Carrier", "Connection"]
 
 P = typing.TypeVar("P", bound=Protocol[Any])
-
-#: What is served: by the name on the wire, the method and which of the connection's Protocols has it.
-MethodTable = Mapping[bytes, tuple[Method, int]]
 
 _CLOSED = State.CLOSED
 
 #: Events after which what is ready is sent, so that the peer works on it while this end works on the rest.
 _TURN = 16
-
-#: Octets of answers that may wait to be sent while more requests are served.
-_BACKLOG = 1024 * 1024
 
 #: Octets of large messages that are handed to the carrier at a time.
 _ALLOWANCE = 128 * 1024
@@ -109,46 +84,6 @@ class Carrier(typing.Protocol):
         """
         :raises ProtocolError: the peer was too slow.
         """
-
-
-class Callee(typing.Protocol):
-    """What a call needs to know of the method that it calls; a `Method` knows it."""
-
-    wire_name: bytes
-    options: RequestOptions
-    errors: Mapping[str, ErrorType]
-    json: bool
-
-    def decode_result(self, octets: bytes, max_nesting: int) -> Any:
-        """
-        :raises InvalidResponse: this is not the result of such a method.
-        """
-
-
-class JSONMethod:
-    """A method of the other end whose declaration is not at hand: arguments and result are JSON texts.
-
-    :param name: ``Protocol.method``.
-    """
-
-    json = True
-    options = RequestOptions()
-    errors: Mapping[str, ErrorType] = {}
-
-    def __init__(self, name: str) -> None:
-        self.wire_name = name.encode()
-
-    def decode_result(self, octets: bytes, max_nesting: int) -> bytes:
-        """The JSON text."""
-        del max_nesting
-        return octets
-
-
-class _PendingCall(msgspec.Struct):
-    """A call of this end: who waits for it, and what reads its answer."""
-
-    deferred: Deferred[Any]
-    method: Callee
 
 
 class _Ping(msgspec.Struct):
@@ -194,14 +129,17 @@ class Connection:
         self._reactor = reactor
         self._clock = clock_of(reactor)
         self._limits = limits
-        self._table = table
         self._carrier = carrier
         self._conversation = Conversation(role, limits, self._clock(), agent)
-        self._running: dict[int, RunningHandler] = {}
-        # Requests that wait until answers have been sent.
-        self._held: deque[RequestReceived] = deque()
-        # Calls that were cancelled while they ran, and the error that they end with whatever their handler says.
-        self._verdicts: dict[int, Error] = {}
+        self._server = Server(
+            self._conversation,
+            table,
+            protocols,
+            limits.max_nesting,
+            self._clock,
+            address,
+            self._schedule,
+        )
         self._pings: dict[bytes, _Ping] = {}
         self._paused = False
         self._busy = False
@@ -249,7 +187,7 @@ class Connection:
             deferred.call_id = self._conversation.request(  # type: ignore[attr-defined]
                 method.wire_name,
                 arguments,
-                _PendingCall(deferred, method),
+                PendingCall(deferred, method),
                 now + seconds,
                 now,
                 around.metadata,
@@ -381,6 +319,7 @@ class Connection:
         try:
             conversation = self._conversation
             outbox = conversation.outbox
+            server = self._server
             while True:
                 while events := conversation.poll_events():
                     for number, event in enumerate(events, 1):
@@ -399,9 +338,9 @@ class Connection:
                 if self._over:
                     # The carrier was lost while it sent: what that means is among the events now.
                     continue
-                if not self._held or self._paused or outbox.octets > _BACKLOG:
+                if self._paused or not server.can_go_on:
                     break
-                self._serve_held()
+                server.go_on()
             if conversation.state is _CLOSED:
                 self._close()
             else:
@@ -416,7 +355,7 @@ class Connection:
         self.log.failure(
             "{where}: a fault of protoframe itself, at {event}", where=self.where, event=type(event).__name__
         )
-        token: _PendingCall | None = getattr(event, "token", None)
+        token: PendingCall | None = getattr(event, "token", None)
         if token is not None and not token.deferred.called:
             token.deferred.errback(InvalidResponse("the answer could not be read; the log has the details"))
         self._conversation.end(LocalProtocolError("this end met a fault of its own"))
@@ -476,7 +415,7 @@ class Connection:
 
     def _ended(self, event: Ended) -> None:
         self._end_error = event.error
-        self._held.clear()
+        self._server.end()
         if isinstance(event.error, ConnectionLost):
             return
         if event.error is not None:
@@ -488,10 +427,16 @@ class Connection:
             ping.timer.cancel()
             ping.deferred.callback(self._clock() - ping.sent)
 
+    def _requested(self, event: RequestReceived) -> None:
+        self._server.serve(event)
+
+    def _cancelled(self, event: RequestCancelled) -> None:
+        self._server.cancel(event)
+
     # Calls of this end.
 
     def _answered(self, event: ResponseReceived) -> None:
-        call: _PendingCall = event.token
+        call: PendingCall = event.token
         try:
             result = call.method.decode_result(event.message, self._limits.max_nesting)
         except Error as error:
@@ -500,8 +445,8 @@ class Connection:
             call.deferred.callback(result)
 
     def _refused(self, event: ErrorReceived) -> None:
-        call: _PendingCall = event.token
-        error = self._read_error(call.method, event.body)
+        call: PendingCall = event.token
+        error = read_error(call.method, event.body, self._limits.max_nesting)
         error.may_have_run = event.may_have_run
         call.deferred.errback(error)
 
@@ -517,197 +462,10 @@ class Connection:
         else:
             self._transmit()
 
-    def _read_error(self, method: Callee, body: ErrorBody) -> Error:
-        status, name, text, detail = body
-        known = method.errors.get(name)
-        if known is None and (cls := BY_NAME.get(name)) is not None:
-            known = error_type(cls)
-        try:
-            if known is not None:
-                return (
-                    known.decode(text, detail, self._limits.max_nesting, json=method.json)
-                    if detail
-                    else known.cls(text)
-                )
-            if not detail:
-                fields = {}
-            elif method.json:
-                check_json(detail, self._limits.max_nesting, Bounds.UNTYPED)
-                fields = msgspec.json.decode(detail, type=dict[str, Any])
-            else:
-                check_msgpack(detail, self._limits.max_nesting, Bounds.UNTYPED)
-                fields = msgspec.msgpack.decode(detail, type=dict[str, Any])
-        except InvalidResponse as error:
-            return error
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            return InvalidResponse(f"{name}: {invalid_value(error)}")
-        return unknown_error(status, name, text, fields)
-
-    # Calls of the peer.
-
-    def _serve(self, event: RequestReceived) -> None:
-        if self._conversation.state is _CLOSED:
-            # What came after it ended the conversation.
-            return
-        if self._held or self._conversation.outbox.octets > _BACKLOG:
-            self._held.append(event)
-        else:
-            self._serve_now(event)
-
-    def _serve_held(self) -> None:
-        now = self._clock()
-        while self._held and self._conversation.outbox.octets <= _BACKLOG:
-            event = self._held.popleft()
-            if event.deadline > now:
-                self._serve_now(event)
-            else:
-                body = ErrorBody(
-                    Status.DEADLINE_EXCEEDED,
-                    DeadlineExceeded.__name__,
-                    "the deadline passed before the call was served",
-                )
-                self._conversation.refuse(event.call_id, body, processed=False)
-
-    def _serve_now(self, event: RequestReceived) -> None:
-        entry = self._table.get(event.method)
-        if entry is None or entry[0].function is None:
-            self._refuse_unknown(event, entry is not None)
-            return
-        method, index = entry
-        max_size = method.options.max_size
-        if max_size is not None and len(event.arguments) > max_size:
-            text = f"the arguments are {len(event.arguments)} bytes, and {max_size} are allowed"
-            body = ErrorBody(Status.RESOURCE_EXHAUSTED, MessageTooLarge.__name__, text)
-            self._conversation.refuse(event.call_id, body, processed=False)
-            return
-        try:
-            arguments = method.decode_arguments(event.arguments, self._limits.max_nesting, json=event.json)
-        except InvalidArgument as error:
-            body = ErrorBody(Status.INVALID_ARGUMENT, InvalidArgument.__name__, error.message)
-            self._conversation.refuse(event.call_id, body, processed=False)
-            return
-        context = copy_context()
-        context.run(self._begin, context, event, method, self.protocols[index], arguments)
-
-    def _begin(
-        self,
-        context: Any,
-        event: RequestReceived,
-        method: Method,
-        protocol: Protocol[Any],
-        arguments: tuple[Any, ...],
-    ) -> None:
-        clock = self._clock
-        scope.set(Scope(clock, event.deadline, b"", method.full_name, self.address, event.metadata))
-        try:
-            result = method.invoke(protocol, *arguments)
-            if isinstance(result, CoroutineType):
-                try:
-                    awaited = result.send(None)
-                except StopIteration as stop:
-                    result = stop.value
-                else:
-                    self._run(context, event, method).drive(result, awaited)
-                    return
-            elif isinstance(result, Deferred):
-                self._run(context, event, method).follow(result)
-                return
-        except BaseException as error:
-            self._handler_failed(event.call_id, method, error, event.json)
-        else:
-            self._handler_returned(event.call_id, method, result, event.json)
-
-    def _run(self, context: Any, event: RequestReceived, method: Method) -> RunningHandler:
-        call_id, json = event.call_id, event.json
-
-        def done(result: Any, error: BaseException | None) -> None:
-            self._running.pop(call_id, None)
-            verdict = self._verdicts.pop(call_id, None)
-            if verdict is not None and self._conversation.state is _CLOSED:
-                pass
-            elif verdict is not None:
-                body = ErrorBody(verdict.status, verdict.type_name, verdict.message)
-                self._conversation.refuse(call_id, body)
-            elif error is not None:
-                self._handler_failed(call_id, method, error, json)
-            else:
-                self._handler_returned(call_id, method, result, json)
-            self._schedule()
-
-        running = self._running[call_id] = RunningHandler(context, done)
-        self._conversation.suspend(call_id, event.deadline)
-        return running
-
-    def _handler_returned(self, call_id: int, method: Method, result: Any, json: bool) -> None:
-        if self._conversation.state is _CLOSED:
-            return
-        try:
-            octets = encode_json(result) if json else encode_msgpack(result)
-            max_size = method.options.max_size
-            if max_size is not None and len(octets) > max_size:
-                raise MessageTooLarge(f"the result is {len(octets)} bytes, and {max_size} are allowed")
-            self._conversation.respond(call_id, octets)
-        except MessageTooLarge as error:
-            self.log.error("{method}: {error}", method=method.full_name, error=error.message)
-            self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
-        except Exception as error:
-            self._handler_failed(call_id, method, error, json)
-
-    def _handler_failed(self, call_id: int, method: Method, error: BaseException, json: bool) -> None:
-        if self._conversation.state is _CLOSED:
-            # Nobody waits for the answer; what went wrong is still worth a line.
-            self._log_failure(method, error, "")
-            return
-        declared = method.error_for(error)
-        if declared is not None and isinstance(error, Error):
-            try:
-                detail = declared.encode(error, json) if declared.fields.__struct_fields__ else b""
-                self._conversation.refuse(call_id, ErrorBody(error.status, declared.name, error.message, detail))
-            except Exception as unsendable:
-                error = unsendable
-            else:
-                return
-        incident = secrets.token_hex(6)
-        self._log_failure(method, error, incident)
-        text = f"internal error; the server's log has it as incident {incident}"
-        fields = {"incident": incident}
-        detail = msgspec.json.encode(fields) if json else msgspec.msgpack.encode(fields)
-        self._conversation.refuse(call_id, ErrorBody(Status.INTERNAL, Internal.__name__, text, detail))
-
-    def _log_failure(self, method: Method, error: BaseException, incident: str) -> None:
-        failure = Failure(error, type(error), error.__traceback__)
-        self.log.failure(
-            "{method} failed (incident {incident})",
-            failure=failure,
-            method=method.full_name,
-            incident=incident or "-",
-        )
-
-    def _refuse_unknown(self, event: RequestReceived, declared: bool) -> None:
-        name = event.method.decode("utf-8", "replace")
-        text = f"{name} is declared here, but not served" if declared else f"there is no method {name}"
-        body = ErrorBody(Status.UNIMPLEMENTED, UnknownMethod.__name__, text)
-        self._conversation.refuse(event.call_id, body, processed=False)
-
-    def _cancelled(self, event: RequestCancelled) -> None:
-        running = self._running.get(event.call_id)
-        if running is None:
-            for held in self._held:
-                if held.call_id == event.call_id:
-                    self._held.remove(held)
-                    body = ErrorBody(Status.CANCELLED, Cancelled.__name__, "")
-                    self._conversation.refuse(event.call_id, body, processed=False)
-                    break
-            return
-        self._verdicts[event.call_id] = (
-            DeadlineExceeded("the deadline passed while the call was served") if event.expired else Cancelled("")
-        )
-        running.cancel()
-
 
 #: What a connection does about each event.
 _REACTIONS: Mapping[type, Callable[[Connection, Any], None]] = {
-    RequestReceived: Connection._serve,
+    RequestReceived: Connection._requested,
     ResponseReceived: Connection._answered,
     ErrorReceived: Connection._refused,
     CallFailed: Connection._failed,

@@ -12,8 +12,9 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Factory as TwistedFactory
 
 from protoframe._clock import clock_of
-from protoframe._connection import Connection, MethodTable
+from protoframe._connection import Connection
 from protoframe._protocol import Protocol
+from protoframe._serving import MethodTable
 from protoframe._stream import StreamCarrier
 from protoframe._version import __version__
 from protoframe.core.limits import Limits

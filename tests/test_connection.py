@@ -16,7 +16,17 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from protoframe import Cancelled, ConnectionLost, DeadlineExceeded, Factory, InvalidResponse, Limits, Protocol, request
+from protoframe import (
+    Cancelled,
+    ConnectionLost,
+    DeadlineExceeded,
+    Factory,
+    InvalidResponse,
+    Limits,
+    Protocol,
+    _connection,
+    request,
+)
 from protoframe._context import Scope, scope
 from protoframe._endpoints import _ClientFactory
 from protoframe.core.frames import Hello, Kind, serialize_frame, serialize_preface
@@ -329,7 +339,7 @@ class ClientSide(SynchronousTestCase):
         def broken(*_: Any) -> None:
             raise ZeroDivisionError
 
-        self.patch(self.carrier.connection, "_read_error", broken)
+        self.patch(_connection, "read_error", broken)
         self.carrier.dataReceived(serialize_frame(Kind.ERROR, 0, 1, struct.pack("!HBH", 13, 0, 0)))
         self.failureResultOf(first, InvalidResponse)
         self.failureResultOf(second, ConnectionLost)

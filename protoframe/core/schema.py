@@ -140,7 +140,7 @@ class Method:
     :ivar full_name: ``protocol.name``.
     :ivar wire_name: the same, as it travels.
     :ivar function: what serves it; ``None`` for a declaration alone.
-    :ivar json: whether it is called with JSON texts; it is not, see `protoframe._connection.JSONMethod`.
+    :ivar json: whether it is called with JSON texts; it is not, see `protoframe._calling.JSONMethod`.
     :ivar invoke: calls the function, with the Protocol and what `decode_arguments` gave.
     :ivar doc: its docstring.
     :ivar parameters: a Struct of its parameters.
