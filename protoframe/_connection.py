@@ -320,11 +320,15 @@ class Connection:
             conversation = self._conversation
             outbox = conversation.outbox
             server = self._server
+            serve = server.serve
             while True:
                 while events := conversation.poll_events():
                     for number, event in enumerate(events, 1):
                         try:
-                            _REACTIONS[type(event)](self, event)
+                            if type(event) is RequestReceived:
+                                serve(event)
+                            else:
+                                _REACTIONS[type(event)](self, event)
                         except Exception:
                             self._failed_to_react(event)
                         if not number % _TURN and not self._paused:
@@ -338,9 +342,8 @@ class Connection:
                 if self._over:
                     # The carrier was lost while it sent: what that means is among the events now.
                     continue
-                if self._paused or not server.can_go_on:
+                if self._paused or not server.held or not server.go_on():
                     break
-                server.go_on()
             if conversation.state is _CLOSED:
                 self._close()
             else:

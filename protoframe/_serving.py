@@ -58,6 +58,7 @@ class Server:
     :param clock: gives the time.
     :param address: the peer's.
     :param wake: called when there is something to send that no event of the conversation led to.
+    :ivar held: requests that wait until answers have been sent.
     """
 
     log = Logger(namespace="protoframe.server")
@@ -80,8 +81,7 @@ class Server:
         self._address = address
         self._wake = wake
         self._running: dict[int, RunningHandler] = {}
-        # Requests that wait until answers have been sent.
-        self._held: deque[RequestReceived] = deque()
+        self.held: deque[RequestReceived] = deque()
         # Calls that were cancelled while they ran, and the error that they end with whatever their handler says.
         self._verdicts: dict[int, Error] = {}
 
@@ -90,25 +90,22 @@ class Server:
         if self._conversation.state is _CLOSED:
             # What came after it ended the conversation.
             return
-        if self._held or self._conversation.outbox.octets > _BACKLOG:
-            self._held.append(event)
+        if self.held or self._conversation.outbox.octets > _BACKLOG:
+            self.held.append(event)
         else:
             self._serve_now(event)
 
-    @property
-    def can_go_on(self) -> bool:
-        """Whether requests wait that could be served now."""
-        return bool(self._held) and self._conversation.outbox.octets <= _BACKLOG
-
-    def go_on(self) -> None:
-        """Serves requests that wait."""
+    def go_on(self) -> bool:
+        """Serves requests that wait, as far as may be now; whether there were any."""
+        before = len(self.held)
         now = self._clock()
-        while self.can_go_on:
-            event = self._held.popleft()
+        while self.held and self._conversation.outbox.octets <= _BACKLOG:
+            event = self.held.popleft()
             if event.deadline > now:
                 self._serve_now(event)
             else:
                 self._refuse(event.call_id, DeadlineExceeded("the deadline passed before the call was served"))
+        return len(self.held) < before
 
     def cancel(self, event: RequestCancelled) -> None:
         """Asks a handler to end; a request that waits is not served."""
@@ -119,15 +116,15 @@ class Server:
             )
             running.cancel()
             return
-        for held in self._held:
+        for held in self.held:
             if held.call_id == event.call_id:
-                self._held.remove(held)
+                self.held.remove(held)
                 self._refuse(event.call_id, Cancelled())
                 return
 
     def end(self) -> None:
         """Serves no more: the conversation is over."""
-        self._held.clear()
+        self.held.clear()
 
     def _refuse(self, call_id: int, error: Error) -> None:
         """Answers a call that certainly did not run."""

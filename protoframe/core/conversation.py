@@ -359,7 +359,13 @@ class Conversation:
         )
 
     def _handle_response(self, call_id: int, message: bytes) -> None:
-        token = self._settle(call_id)
+        if self._waiting or self._assembler.messages or self.outbox.large:
+            token = self._settle(call_id)
+        else:
+            # What is left of `_settle` where there is nothing out of the ordinary.
+            token = self._outgoing.pop(call_id, self)
+            if token is self:
+                raise RemoteProtocolError(f"an answer to call {call_id}, which is not open")
         if token is not None:
             self._events.append(ResponseReceived(token, message))
         if self._ends:
