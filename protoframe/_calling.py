@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from protoframe.core.frames import ErrorBody
 from protoframe.core.schema import ErrorType, RequestOptions, error_type, invalid_value
 from protoframe.core.untrusted import Bounds, check_json, check_msgpack
-from protoframe.errors import BY_NAME, Error, InvalidResponse, unknown_error
+from protoframe.errors import BY_NAME, Cancelled, Error, InvalidResponse, unknown_error
 
-__all__ = ["Callee", "JSONMethod", "PendingCall", "read_error"]
+__all__ = ["CallCancelled", "Callee", "JSONMethod", "PendingCall", "read_error"]
 
 
 class Callee(typing.Protocol):
@@ -53,6 +53,10 @@ class JSONMethod:
         return octets
 
 
+class CallCancelled(Cancelled, CancelledError):
+    """What a call fails with that this end cancelled: to Twisted, as for any Deferred, a `CancelledError`."""
+
+
 class PendingCall(msgspec.Struct):
     """A call of this end: who waits for it, and what reads its answer."""
 
@@ -68,7 +72,7 @@ def read_error(method: Callee, body: ErrorBody, max_nesting: int) -> Error:
         known = error_type(cls)
     try:
         if known is not None:
-            return known.decode(text, detail, max_nesting, json=method.json) if detail else known.cls(text)
+            return known.decode(text, detail, max_nesting, json=method.json)
         if not detail:
             fields = {}
         elif method.json:

@@ -18,9 +18,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from protoframe._calling import Callee, JSONMethod, PendingCall, read_error
+from protoframe._calling import CallCancelled, Callee, JSONMethod, PendingCall, read_error
 from protoframe._clock import clock_of
-from protoframe._context import scope
+from protoframe._context import NOWHERE, run_nowhere, scope
 from protoframe._protocol import Protocol
 from protoframe._proxy import proxy_class
 from protoframe._serving import MethodTable, Server
@@ -152,6 +152,8 @@ class Connection:
         self._timer_due = math.inf
         self._close_timer: IDelayedCall | None = None
         for protocol in protocols:
+            # One that has served a conversation before had another peer then.
+            protocol.__dict__.pop("_protoframe_peer", None)
             protocol.__dict__["_protoframe_make_peer"] = self.proxy
 
     @property
@@ -214,8 +216,8 @@ class Connection:
         payload = secrets.token_bytes(8)
 
         def forget(_: Any) -> None:
-            timer.cancel()
-            self._pings.pop(payload, None)
+            if self._pings.pop(payload, None) is not None:
+                timer.cancel()
 
         def expire() -> None:
             del self._pings[payload]
@@ -241,14 +243,6 @@ class Connection:
             self._conversation.go_away()
             self._conversation.end(None)
             self._schedule()
-        return done
-
-    def leave(self) -> Deferred[None]:
-        """Takes no new calls of the peer, and closes when those that run have ended."""
-        done: Deferred[None] = Deferred()
-        self.closed.addBoth(_also(done))
-        self._conversation.go_away("this end is going away")
-        self._schedule()
         return done
 
     # For the carrier.
@@ -286,10 +280,10 @@ class Connection:
         for delayed in (self._wake, self._timer, self._close_timer):
             if delayed is not None and delayed.active():
                 delayed.cancel()
-        for ping in list(self._pings.values()):
+        while self._pings:
+            _, ping = self._pings.popitem()
             ping.timer.cancel()
             ping.deferred.errback(ConnectionLost("the connection was lost"))
-        self._pings.clear()
         if not self.opened.called:
             self.opened.errback(self._end_error or ConnectionLost(_reason(reason)))
         if self._made:
@@ -314,6 +308,11 @@ class Connection:
     def _transmit(self) -> None:
         """Acts on what happened, sends what there is to send, and sets the timer."""
         if self._busy:
+            return
+        if scope.get() is not NOWHERE:
+            # Somebody's deadline surrounds this: that of who made the call, or, where the reactor keeps contexts as
+            # asyncio's does, of who was there when a timer was set.  It is not that of the callbacks that run here.
+            run_nowhere(self._transmit)
             return
         self._busy = True
         try:
@@ -418,7 +417,6 @@ class Connection:
 
     def _ended(self, event: Ended) -> None:
         self._end_error = event.error
-        self._server.end()
         if isinstance(event.error, ConnectionLost):
             return
         if event.error is not None:
@@ -458,12 +456,16 @@ class Connection:
 
     def _cancel(self, deferred: Deferred[Any]) -> None:
         # `CallFailed` fires the Deferred: at once, for whoever cancels expects it to have fired.
-        self._conversation.cancel(deferred.call_id)  # type: ignore[attr-defined]
+        cancelled = CallCancelled("cancelled by the caller")
+        self._conversation.cancel(deferred.call_id, cancelled)  # type: ignore[attr-defined]
         if self._busy:
-            for event in self._conversation.poll_events():
-                _REACTIONS[type(event)](self, event)
+            run_nowhere(self._react)
         else:
             self._transmit()
+
+    def _react(self) -> None:
+        for event in self._conversation.poll_events():
+            _REACTIONS[type(event)](self, event)
 
 
 #: What a connection does about each event.

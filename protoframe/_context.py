@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from protoframe.errors import LocalProtocolError
+from protoframe.errors import InvalidArgument, LocalProtocolError
 
 __all__ = ["Call", "current_call", "metadata", "timeout"]
 
@@ -29,7 +29,7 @@ class Scope(msgspec.Struct, frozen=True):
     :ivar metadata: what goes with calls made here, as it travels.
     :ivar method: ``Protocol.method`` of the call that is being served; empty where none is.
     :ivar address: whose call that is.
-    :ivar received: the metadata that came with it, as it travels.
+    :ivar received: the metadata that came with it.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -37,7 +37,7 @@ class Scope(msgspec.Struct, frozen=True):
     metadata: bytes = b""
     method: str = ""
     address: Any = None
-    received: bytes = b""
+    received: Mapping[str, str] = MappingProxyType({})
 
     def remaining(self) -> float | None:
         """Seconds until the deadline; ``None`` where there is none."""
@@ -67,8 +67,33 @@ class Call(msgspec.Struct, frozen=True):
 
 scope: ContextVar[Scope] = ContextVar("protoframe.scope", default=Scope())  # noqa: B039 - it is frozen
 
+#: What surrounds a call where nobody has said anything.
+NOWHERE = scope.get()
+NO_METADATA: Mapping[str, str] = NOWHERE.received
+
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, str]).decode
 _LONGEST_METADATA = 8192
+
+
+def run_nowhere(function: Callable[[], None]) -> None:
+    """Calls a function where nobody's deadline and metadata surround it, and all else is as it was."""
+    if scope.get() is NOWHERE:
+        function()
+    else:
+        context = copy_context()
+        context.run(scope.set, NOWHERE)
+        context.run(function)
+
+
+def decode_metadata(octets: bytes) -> Mapping[str, str]:
+    """Metadata, as a handler sees it.
+
+    :raises InvalidArgument: this is no map of texts.
+    """
+    try:
+        return MappingProxyType(_decode_metadata(octets))
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"metadata: {error}") from None
 
 
 @contextmanager
@@ -90,7 +115,9 @@ def timeout(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        scope.reset(token)
+        # A generator, such as a fixture of pytest, may end in another context than it began in, which keeps its own.
+        with suppress(ValueError):
+            scope.reset(token)
 
 
 @contextmanager
@@ -111,7 +138,9 @@ def metadata(**entries: str) -> Iterator[None]:
     try:
         yield
     finally:
-        scope.reset(token)
+        # A generator, such as a fixture of pytest, may end in another context than it began in, which keeps its own.
+        with suppress(ValueError):
+            scope.reset(token)
 
 
 def current_call() -> Call:
@@ -122,5 +151,4 @@ def current_call() -> Call:
     around = scope.get()
     if not around.method:
         raise LocalProtocolError("current_call() is for handlers, while they serve a call")
-    received = _decode_metadata(around.received) if around.received else {}
-    return Call(around.method, around.address, MappingProxyType(received), around)
+    return Call(around.method, around.address, around.received, around)

@@ -8,18 +8,19 @@ from __future__ import annotations
 import errno
 import os
 import re
+import typing
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from OpenSSL.crypto import Error as CryptoError
 from OpenSSL.SSL import Error as SSLError
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import clientFromString, serverFromString
-from twisted.internet.error import CannotListenError, ConnectError, DNSLookupError
+from twisted.internet.error import CannotListenError, ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.error import TimeoutError as TwistedTimeoutError
 from twisted.internet.interfaces import (
-    IListeningPort,
+    IProtocolFactory,
     IReactorTime,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
@@ -42,28 +43,51 @@ __all__ = ["Connecting", "connect", "listen"]
 P = TypeVar("P", bound=Protocol[Any])
 
 _BRACKETS = re.compile(r"^(\w+):\[([0-9A-Fa-f:.]+)(%\w+)?\](?=:|$)")
+#: What ``sun_path`` of a UNIX socket's address holds, on Linux.
+_LONGEST_PATH = 107
 _SERVER_PORTS = frozenset({"tcp", "tcp6", "ssl"})
 _CLIENT_PORTS = frozenset({"tcp", "ssl", "tls"})
 
 
-def listen(reactor: Any, where: str | IStreamServerEndpoint, factory: Any) -> Deferred[IListeningPort]:
+class ListeningPort(typing.Protocol):
+    """What `listen` gives: Twisted's `IListeningPort`, as type checkers see it without a plugin for zope.interface."""
+
+    def getHost(self) -> Any:
+        """The address where it listens."""
+
+    def stopListening(self) -> Deferred[None]:
+        """Listens no more; connections that are open go on."""
+        ...
+
+
+def listen(reactor: Any, where: str | IStreamServerEndpoint, factory: Any) -> Deferred[ListeningPort]:
     """Serves a `Factory`.
 
     :param where: a Twisted server endpoint string, such as ``tcp:12000``, ``tcp6:12000``, ``unix:/run/x.sock`` or
         ``ssl:12000:privateKey=key.pem:certKey=cert.pem``; or an endpoint.
     :return: fires with the listening port; ``port.stopListening()`` ends it, ``port.getHost()`` tells its address.
 
+    :raises TypeError: the factory is none, or ``where`` is neither a string nor an endpoint.
+
     It fails with `ValueError` where the string is wrong, and with Twisted's `CannotListenError` where the port is
     taken.
     """
+    if not typing.cast("Any", IProtocolFactory).providedBy(factory):
+        raise TypeError(f"listen serves a Factory, such as Factory(Speech), not {factory!r}")
+    _check_where(where, IStreamServerEndpoint)
     if getattr(factory, "reactor", reactor) is None:
         factory.reactor = reactor
     return maybeDeferred(_listen, reactor, where, factory)
 
 
-def _listen(reactor: Any, where: Any, factory: Any) -> Deferred[IListeningPort]:
-    endpoint = server_endpoint(reactor, where) if isinstance(where, str) else where
-    listening: Deferred[IListeningPort] = endpoint.listen(factory)
+def _check_where(where: Any, interface: Any) -> None:
+    if not isinstance(where, str) and not interface.providedBy(where):
+        raise TypeError(f"expected an endpoint string or an endpoint, got {where!r}")
+
+
+def _listen(reactor: Any, where: Any, factory: Any) -> Deferred[ListeningPort]:
+    endpoint: Any = server_endpoint(reactor, where) if isinstance(where, str) else where
+    listening: Deferred[ListeningPort] = endpoint.listen(factory)
     return listening
 
 
@@ -99,6 +123,8 @@ def client_endpoint(reactor: Any, where: str) -> IStreamClientEndpoint:
 def _check_port(where: str, position: int, kinds: frozenset[str]) -> None:
     # Twisted takes any number here and fails when it is used, in a way that depends on the platform.
     parts = re.split(r"(?<!\\):", where)
+    if parts[0] == "unix" and len(parts) > 1 and len(os.fsencode(parts[1])) > _LONGEST_PATH:
+        raise ValueError(f"{where!r}: the path of a UNIX socket has {_LONGEST_PATH} bytes at most")
     if parts[0] in kinds:
         named = [part[5:] for part in parts if part.startswith("port=")]
         text = named[0] if named else next((part for part in parts[position : position + 1] if "=" not in part), "")
@@ -174,9 +200,12 @@ def connect(
     """
     if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
         raise TypeError(f"connect calls a subclass of protoframe.Protocol, not {protocol!r}")
+    _check_where(where, IStreamClientEndpoint)
     endpoint = client_endpoint(reactor, where) if isinstance(where, str) else where
     if isinstance(serving, type):
         serving = serving()
+    if serving is not None and not isinstance(serving, Protocol):
+        raise TypeError(f"serving: expected a Protocol or its class, got {serving!r}")
     served = [serving] if serving is not None else []
     name = where if isinstance(where, str) else repr(where)
     return Connecting(reactor, endpoint, name, protocol, served, limits if limits is not None else Limits())
@@ -201,6 +230,7 @@ class Connecting(Generic[P]):
         self._limits = limits
         self._factory = _ClientFactory(reactor, limits, serving)
         self._connection: Connection | None = None
+        self._opening = False
 
     def __await__(self) -> Generator[Any, Any, P]:
         return self._open().__await__()
@@ -235,8 +265,9 @@ class Connecting(Generic[P]):
         return self._connection.close()
 
     async def _open(self) -> P:
-        if self._connection is not None:
+        if self._opening:
             raise ConnectFailed(f"{self._where}: connected already; call connect() again for another conversation")
+        self._opening = True
         seconds = self._limits.handshake_timeout
         remaining = scope.get().remaining()
         if remaining is not None:
@@ -257,6 +288,9 @@ class Connecting(Generic[P]):
             attempt = connection.opened
             await attempt
         except Exception as error:
+            self._opening = False
+            if isinstance(error, CancelledError | ConnectingCancelledError) and not expired:
+                raise CancelledError from None
             raise self._explain(error, seconds if expired else None) from None
         finally:
             if timer.active():

@@ -81,7 +81,6 @@ class Factory(TwistedFactory):
         self.limits = limits if limits is not None else Limits()
         self.reactor = reactor
         self.protocols = protocols
-        self._reflects = reflection
         self._connections: set[Connection] = set()
         self._served = (*protocols, Reflection) if reflection else protocols
         self._table = method_table(self._served)

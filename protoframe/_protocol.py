@@ -123,11 +123,13 @@ def request(
     :raises TypeError: ``raises`` holds something that is no `Error` class, or two of one name.
     :raises ValueError: ``timeout`` or ``max_size`` is out of bounds.
     """
+    if isinstance(raises, type):
+        raise TypeError(f"raises: expected a list of errors, got {raises.__name__}")
     options = RequestOptions(idempotent=idempotent, timeout=timeout, raises=tuple(raises), max_size=max_size)
 
     def mark(function: F) -> F:
-        if not callable(function) or isinstance(function, type):
-            raise TypeError(f"@request decorates methods, not {function!r}")
+        if not callable(function) or isinstance(function, type | staticmethod | classmethod):
+            raise TypeError(f"@request decorates plain methods, not {function!r}")
         setattr(function, MARK, options)
         return function
 

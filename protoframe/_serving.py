@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from protoframe._context import Scope, scope
+from protoframe._context import NO_METADATA, Scope, decode_metadata, scope
 from protoframe._handler import RunningHandler
 from protoframe._protocol import Protocol
 from protoframe.core.conversation import Conversation
@@ -109,6 +109,8 @@ class Server:
 
     def cancel(self, event: RequestCancelled) -> None:
         """Asks a handler to end; a request that waits is not served."""
+        if self._conversation.state is _CLOSED:
+            self.held.clear()
         running = self._running.get(event.call_id)
         if running is not None:
             self._verdicts[event.call_id] = (
@@ -121,10 +123,6 @@ class Server:
                 self.held.remove(held)
                 self._refuse(event.call_id, Cancelled())
                 return
-
-    def end(self) -> None:
-        """Serves no more: the conversation is over."""
-        self.held.clear()
 
     def _refuse(self, call_id: int, error: Error) -> None:
         """Answers a call that certainly did not run."""
@@ -146,11 +144,16 @@ class Server:
             return
         try:
             arguments = method.decode_arguments(event.arguments, self._max_nesting, json=event.json)
+            received = decode_metadata(event.metadata) if event.metadata else NO_METADATA
         except InvalidArgument as error:
             self._refuse(event.call_id, error)
             return
+        except Exception as error:
+            # A type of the user's that fails in a way of its own, in ``__post_init__``, say.
+            self._handler_failed(event.call_id, method, error, event.json)
+            return
         context = copy_context()
-        context.run(self._begin, context, event, method, self._protocols[index], arguments)
+        context.run(self._begin, context, event, method, self._protocols[index], arguments, received)
 
     def _begin(
         self,
@@ -159,8 +162,9 @@ class Server:
         method: Method,
         protocol: Protocol[Any],
         arguments: tuple[Any, ...],
+        received: Mapping[str, str],
     ) -> None:
-        scope.set(Scope(self._clock, event.deadline, b"", method.full_name, self._address, event.metadata))
+        scope.set(Scope(self._clock, event.deadline, b"", method.full_name, self._address, received))
         try:
             result = method.invoke(protocol, *arguments)
             if isinstance(result, CoroutineType):
@@ -224,7 +228,7 @@ class Server:
         if declared is not None and isinstance(error, Error):
             try:
                 detail = declared.encode(error, json) if declared.fields.__struct_fields__ else b""
-                self._conversation.refuse(call_id, ErrorBody(error.status, declared.name, error.message, detail))
+                self._conversation.refuse(call_id, ErrorBody(error.status, declared.name, str(error.message), detail))
             except Exception as unsendable:
                 error = unsendable
             else:

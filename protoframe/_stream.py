@@ -12,6 +12,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -34,6 +35,8 @@ class StreamCarrier(TwistedProtocol):
     :param pauses_peer: whether to read no more while the peer does not read.
     :ivar connection: what is carried, from `connectionMade` on.
     """
+
+    log = Logger(namespace="protoframe.stream")
 
     connection: Connection
     transport: Any
@@ -65,7 +68,13 @@ class StreamCarrier(TwistedProtocol):
             set_no_delay(True)
         if isinstance(transport, FileDescriptor) and hasattr(transport, "_tempDataBuffer"):
             self._socket = transport
-        self.connection = self._connect(self, transport.getPeer())
+        try:
+            self.connection = self._connect(self, transport.getPeer())
+        except Exception:
+            self.log.failure("what should serve {peer} could not be made", peer=transport.getPeer())
+            self._is_over = True
+            self.abort()
+            return
         transport.registerProducer(self, True)
         transport.write(serialize_preface())
         self.connection.start()
@@ -91,7 +100,10 @@ class StreamCarrier(TwistedProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tells the connection."""
         self._socket = None
-        self.connection.lost(reason)
+        self._is_over = True
+        connection = self.__dict__.get("connection")
+        if connection is not None:
+            connection.lost(reason)
 
     # IPushProducer: the transport says when it has enough to send.
 
@@ -105,13 +117,16 @@ class StreamCarrier(TwistedProtocol):
         self.connection.pause()
         if self._pauses_peer and self.connection.is_open:
             self._peer_is_paused = True
+            self._reader.stop_clock()
             self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """The peer has caught up."""
         if self._peer_is_paused:
             self._peer_is_paused = False
+            self._reader.start_clock(self._clock())
             self.transport.resumeProducing()
+            self.connection.wake_at(self._reader.next_timer())
         self.connection.resume()
 
     def stopProducing(self) -> None:
@@ -129,7 +144,7 @@ class StreamCarrier(TwistedProtocol):
         """
         data = frames[0] if len(frames) == 1 else b"".join(frames)
         socket = self._socket
-        if socket is not None and not socket.dataBuffer and not socket._tempDataBuffer:
+        if socket is not None and not (socket.dataBuffer or socket._tempDataBuffer or getattr(socket, "TLS", False)):
             written = socket.writeSomeData(data)
             if written == len(data):
                 return

@@ -168,7 +168,7 @@ def _parameters(method: Method) -> list[ParameterDescription]:
             field.name,
             type_name(field.type),
             field.required,
-            None if field.required else msgspec.to_builtins(_default(field)),
+            None if field.required else _shown(_default(field)),
         )
         for field in msgspec.structs.fields(method.parameters)
     ]
@@ -179,6 +179,14 @@ def _parameters_text(method: Method) -> str:
         f"{field.name}: {type_name(field.type)}" + ("" if field.required else f" = {_default(field)!r}")
         for field in msgspec.structs.fields(method.parameters)
     )
+
+
+def _shown(default: Any) -> Any:
+    """A default as it can travel; ``None`` for one that cannot, such as `msgspec.UNSET`."""
+    try:
+        return msgspec.to_builtins(default, str_keys=True)
+    except (TypeError, ValueError):
+        return None
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:

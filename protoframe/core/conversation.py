@@ -256,8 +256,9 @@ class Conversation:
 
     def refuse(self, call_id: int, body: ErrorBody, *, processed: bool = True) -> None:
         """Answers a call of the peer with an error; ``processed=False`` promises that nothing was done."""
+        message = body.serialize()
         self._leave_slot(call_id)
-        self.outbox.put(_ERROR, 0 if processed else _NOT_PROCESSED, call_id, body.serialize())
+        self.outbox.put(_ERROR, 0 if processed else _NOT_PROCESSED, call_id, message)
         if self._ends:
             self._check_drained()
 

@@ -172,12 +172,12 @@ class Message(msgspec.Struct):
     flags: int
     total: int
     begun: float
-    parts: list[bytes] | None
+    parts: bytearray | None
     received: int = 0
 
     def whole(self) -> bytes:
         """The message."""
-        return b"".join(self.parts or ())
+        return bytes(self.parts or b"")
 
 
 class Assembler:
@@ -202,7 +202,7 @@ class Assembler:
         """
         kind, flags, call_id, _ = frame
         self.discard(call_id)
-        message = Message(kind, flags, total, now, [part] if wanted else None, len(part))
+        message = Message(kind, flags, total, now, bytearray(part) if wanted else None, len(part))
         if wanted:
             self._octets += total
             if self._octets > self._max_octets:
@@ -227,7 +227,7 @@ class Assembler:
         if more and not payload:
             raise RemoteProtocolError("CHUNK: no octets, and more to come")
         if message.parts is not None:
-            message.parts.append(payload)
+            message.parts += payload
         if more:
             return None
         self.discard(call_id)

@@ -45,6 +45,8 @@ __all__ = [
 
 #: Under this name the options of ``@request`` stand on a function.
 MARK = "__protoframe_request__"
+#: Names that a `Protocol` uses for other things.
+RESERVED = frozenset({"connectionLost", "connectionMade", "factory", "peer"})
 #: Under this name a class that is asked to have another name on the wire keeps it.
 NAME = "__protoframe_name__"
 
@@ -96,7 +98,7 @@ class ErrorType:
                 fields.append((name, hints[name], msgspec.field(default_factory=field.default_factory)))
             else:
                 fields.append((name, hints[name]))
-        self.fields = _struct(cls.__name__, (), fields, f"error {cls.__name__}")
+        self.fields = _struct(cls.__name__, (), fields, f"error {cls.__module__}.{cls.__qualname__}")
         _check_type(self.fields, f"error {cls.__name__}")
         self._bounds = bounds_of(self.fields)
 
@@ -115,10 +117,14 @@ class ErrorType:
                 check = check_json if json else check_msgpack
                 check(detail, max_nesting, self._bounds)
             decode = msgspec.json.decode if json else msgspec.msgpack.decode
-            fields = decode(detail, type=self.fields)
+            # An older or a newer end may declare the error without fields, and send none.
+            fields = decode(detail or (b"{}" if json else b"\x80"), type=self.fields)
+            return build_error(self.cls, message, msgspec.structs.asdict(fields))
         except _CODEC_ERRORS as error:
-            raise InvalidResponse(f"{self.name}: {invalid_value(error)}") from None
-        return build_error(self.cls, message, msgspec.structs.asdict(fields))
+            fault = invalid_value(error)
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}"
+        raise InvalidResponse(f"{self.name}: {fault}")
 
 
 _error_types: dict[type[Error], ErrorType] = {}
@@ -206,9 +212,11 @@ class Method:
                 check_msgpack(octets, max_nesting, self.result_bounds)
             return self._decode_result(octets)
         except _CODEC_ERRORS as error:
-            raise InvalidResponse(
-                f"the answer of {self.protocol}.{self.name} is not what was declared: {invalid_value(error)}"
-            ) from None
+            fault = invalid_value(error)
+        except Exception as error:
+            # A type of the user's that fails in a way of its own, in ``__post_init__``, say.
+            fault = f"{type(error).__name__}: {error}"
+        raise InvalidResponse(f"the answer of {self.full_name} is not what was declared: {fault}")
 
     def error_for(self, error: BaseException) -> ErrorType | None:
         """The declared error that an exception is, the narrowest; ``None`` for an undeclared one."""
@@ -246,11 +254,15 @@ def methods_of(cls: type) -> Mapping[str, Method]:
         for name, value in base.__dict__.items():
             if hasattr(value, MARK):
                 owners.setdefault(name, base)
+            elif hasattr(getattr(value, "__func__", None) or getattr(value, "fget", None), MARK):
+                raise TypeError(f"{base.__name__}.{name}: a request is a plain method")
     methods: dict[str, Method] = {}
     for name, owner in owners.items():
         function = inspect.getattr_static(cls, name)
-        if not callable(function):
-            raise TypeError(f"{cls.__name__}.{name}: {owner.__name__} declares a request, and this is none")
+        if not inspect.isfunction(function):
+            raise TypeError(f"{cls.__name__}.{name}: {owner.__name__} declares a request, and this is no plain method")
+        if name in RESERVED or name.startswith("_"):
+            raise TypeError(f"{cls.__name__}.{name}: a request cannot have this name, which protoframe uses itself")
         methods[name] = Method(protocol_name(owner), name, function, _options(cls, name))
     _methods[cls] = methods
     return methods
@@ -258,11 +270,11 @@ def methods_of(cls: type) -> Mapping[str, Method]:
 
 def wire_names(cls: type, method: Method) -> list[str]:
     """The names under which a Protocol serves a method: that of the class which declares it, and of the ones below."""
-    names = []
+    names: dict[str, None] = {}
     for base in cls.__mro__:
         if any(hasattr(vars(above).get(method.name), MARK) for above in base.__mro__):
-            names.append(f"{protocol_name(base)}.{method.name}")
-    return names
+            names[f"{protocol_name(base)}.{method.name}"] = None
+    return list(names)
 
 
 def _options(cls: type, name: str) -> RequestOptions:
@@ -277,11 +289,12 @@ def _options(cls: type, name: str) -> RequestOptions:
 def is_declaration(function: Callable[..., Any], hints: Mapping[str, Any]) -> bool:
     """Whether a function's body says nothing: ``...`` or ``raise NotImplementedError``, after a docstring or not.
 
-    The source decides.  Where there is none, a body that can only return ``None`` is taken for a declaration unless
-    ``None`` is what it is annotated to return.
+    So does a docstring alone, unless the function is annotated to return ``None``.  The source decides.  Where there is
+    none, a body that can only return ``None`` is taken for a declaration, again unless ``None`` is the annotation.
     """
     code = getattr(function, "__code__", None)
-    if code is None or len(code.co_code) > _LONGEST_DECLARATION:
+    if code is None or len(code.co_code) > _LONGEST_DECLARATION or hasattr(function, "__wrapped__"):
+        # What wraps a function does something, whatever that one says.
         return False
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
@@ -298,6 +311,8 @@ def is_declaration(function: Callable[..., Any], hints: Mapping[str, Any]) -> bo
         and isinstance(body[0].value.value, str)
     ):
         body = body[1:]
+    if not body:
+        return hints.get("return") is not type(None)
     return all(_says_nothing(statement) for statement in body)
 
 
@@ -361,7 +376,7 @@ def _parameters(
         if parameter.name not in hints:
             raise TypeError(f"{where}: parameter {parameter.name} has no annotation")
         hint = hints[parameter.name]
-        _refuse_streams(hint, f"{where}: parameter {parameter.name}")
+        _refuse_what_cannot_be_held_to(hint, f"{where}: parameter {parameter.name}")
         field: Any = (parameter.name, hint)
         if parameter.default is not inspect.Parameter.empty:
             field = (parameter.name, hint, _default(parameter.default))
@@ -383,9 +398,10 @@ def _by_keyword(function: Callable[..., Any], positional: int, keywords: tuple[s
 
 def _struct(name: str, by_position: Any, by_keyword: Any, where: str) -> type[msgspec.Struct]:
     try:
-        struct = msgspec.defstruct(name, by_position)
+        # The module tells Structs of one name apart where they are described together.
+        struct = msgspec.defstruct(name, by_position, module=where)
         if by_keyword:
-            struct = msgspec.defstruct(name, by_keyword, bases=(struct,), kw_only=True)
+            struct = msgspec.defstruct(name, by_keyword, bases=(struct,), kw_only=True, module=where)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{where}: {error}") from None
     return struct
@@ -402,7 +418,7 @@ def _result_type(hints: Mapping[str, Any], where: str) -> Any:
     if "return" not in hints:
         raise TypeError(f"{where}: no result type; annotate it (-> None for none)")
     result = hints["return"]
-    _refuse_streams(result, f"{where}: result")
+    _refuse_what_cannot_be_held_to(result, f"{where}: result")
     origin = typing.get_origin(result)
     arguments = typing.get_args(result)
     if origin is collections.abc.Coroutine and len(arguments) == 3:
@@ -419,7 +435,9 @@ def _is_deferred(cls: Any) -> bool:
     return getattr(cls, "__module__", "") == "twisted.internet.defer" and getattr(cls, "__name__", "") == "Deferred"
 
 
-def _refuse_streams(hint: Any, where: str) -> None:
+def _refuse_what_cannot_be_held_to(hint: Any, where: str) -> None:
+    if isinstance(hint, typing.TypeVar) or getattr(hint, "__parameters__", None):
+        raise TypeError(f"{where}: {hint} leaves a type open, and values could not be held to it")
     if typing.get_origin(hint) in (
         collections.abc.AsyncIterator,
         collections.abc.AsyncIterable,

@@ -39,6 +39,7 @@ class FrameReader:
         self.fault: RemoteProtocolError | None = None
         self._frame_timeout = frame_timeout
         self._begun: float | None = None
+        self._stopped = False
         self._max_payload = max_frame - _HEADER_LENGTH
         self._held = bytearray()
         self._needed = PREFACE_LENGTH
@@ -106,9 +107,21 @@ class FrameReader:
         """Whether part of a frame, or of the preface, waits for its rest."""
         return self._begun is not None
 
+    def stop_clock(self) -> None:
+        """Says that this end reads no more for now: what is on the way cannot come."""
+        self._stopped = True
+
+    def start_clock(self, now: float) -> None:
+        """Says that this end reads again: what is on the way has its time anew."""
+        self._stopped = False
+        if self._begun is not None:
+            self._begun = now
+
     def next_timer(self) -> float:
         """When `handle_timer` wants to be called; infinity for never."""
-        return math.inf if self._begun is None else self._begun + self._frame_timeout
+        if self._begun is None or self._stopped:
+            return math.inf
+        return self._begun + self._frame_timeout
 
     def handle_timer(self, now: float) -> None:
         """

@@ -6,6 +6,7 @@ Knows how a name becomes a factory, and no more.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from typing import Any
@@ -58,6 +59,12 @@ def load_factory(names: list[str], *, reflection: bool = True) -> Factory:
     classes: list[type[Protocol[Any]]] = []
     for name, thing in zip(names, things, strict=True):
         if isinstance(thing, type) and issubclass(thing, Protocol):
+            try:
+                inspect.signature(thing).bind()
+            except TypeError:
+                raise ValueError(
+                    f"{name}: its instances want arguments; serve a Factory whose create() gives them"
+                ) from None
             classes.append(thing)
             continue
         if len(names) > 1:
@@ -94,7 +101,7 @@ def _load(name: str) -> Any:
         if module_name == missing or module_name.startswith(f"{missing}."):
             raise ValueError(f"{name}: there is no module {missing} on the import path") from None
         raise ValueError(f"{name}: importing {module_name} failed: {_one_line(error)}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name}: importing {module_name} failed: {_one_line(error)}") from None
     for part in attribute.split("."):
         try:
@@ -104,7 +111,7 @@ def _load(name: str) -> Any:
     return thing
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
