@@ -15,7 +15,7 @@ from protoframe._version import __version__
 
 if TYPE_CHECKING:
     from protoframe._context import Call, current_call, metadata, timeout
-    from protoframe._endpoints import Connecting, connect, listen
+    from protoframe._endpoints import Connecting, ListeningPort, connect, listen
     from protoframe._factory import Factory
     from protoframe._protocol import Protocol, request
     from protoframe.core.limits import Limits
@@ -68,6 +68,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidResponse",
     "Limits",
+    "ListeningPort",
     "LocalProtocolError",
     "MessageTooLarge",
     "NotFound",
@@ -98,6 +99,7 @@ _HOMES = {
     "Connecting": "_endpoints",
     "Factory": "_factory",
     "Limits": "core.limits",
+    "ListeningPort": "_endpoints",
     "Protocol": "_protocol",
     "connect": "_endpoints",
     "current_call": "_context",

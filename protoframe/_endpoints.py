@@ -38,7 +38,7 @@ from protoframe.core.limits import Limits
 from protoframe.core.state import Role
 from protoframe.errors import ConnectFailed, DeadlineExceeded, Error, VersionMismatch
 
-__all__ = ["Connecting", "connect", "listen"]
+__all__ = ["Connecting", "ListeningPort", "connect", "listen"]
 
 P = TypeVar("P", bound=Protocol[Any])
 

@@ -117,6 +117,45 @@ def test_pyright_complains_where_it_should_and_nowhere_else(pyright: list[str | 
     )
 
 
+@pytest.fixture
+def readme_example(tmp_path: Path) -> Path:
+    """The example that the README opens with, in a file of its own."""
+    (example, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    path = tmp_path / "example.py"
+    path.write_text(example)
+    return path
+
+
+@pytest.mark.slow
+def test_mypy_has_nothing_to_say_of_the_readmes_example(readme_example: Path, pytestconfig: pytest.Config) -> None:
+    done = run(
+        *(
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--config-file=",
+            "--python-version=3.11",
+            "--follow-imports=silent",
+        ),
+        *(f"--cache-dir={pytestconfig.cache.mkdir('mypy')}", readme_example),
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_pyright_has_nothing_to_say_of_the_readmes_example(readme_example: Path, pyright: list[str | Path]) -> None:
+    settings = {"include": [readme_example.name], "extraPaths": [str(ROOT)], "pythonVersion": "3.11"}
+    (readme_example.parent / "pyrightconfig.json").write_text(json.dumps(settings))
+    done = run(
+        *(*pyright, "--outputjson", "--pythonpath", sys.executable, "--project", readme_example.parent),
+        PYRIGHT_PYTHON_IGNORE_WARNINGS="1",
+    )
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["summary"]["filesAnalyzed"] == 1, done.stdout
+    assert report["generalDiagnostics"] == []
+
+
 @pytest.mark.parametrize("name", ["Contract", "ShortContract"])
 def test_both_ways_to_declare_serve_nothing(name: str) -> None:
     contract = getattr(import_module("tests.typing.uses"), name)

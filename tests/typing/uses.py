@@ -13,7 +13,6 @@ from typing import Any, assert_type
 
 from msgspec import Struct
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.interfaces import IListeningPort
 
 from protoframe import (
     Call,
@@ -24,6 +23,7 @@ from protoframe import (
     Internal,
     InvalidArgument,
     Limits,
+    ListeningPort,
     NotFound,
     Protocol,
     Status,
@@ -290,7 +290,7 @@ class BankFactory(Factory):
 
 
 async def serving(reactor: Any) -> None:
-    assert_type(await listen(reactor, "tcp:0:interface=127.0.0.1", Factory(Speech, Chat)), IListeningPort)
+    assert_type(await listen(reactor, "tcp:0:interface=127.0.0.1", Factory(Speech, Chat)), ListeningPort)
     Factory(Speech, limits=Limits(max_message=1 << 20), reflection=False)
     await listen(reactor, "tcp:0", BankFactory({}))
     Factory(Speech())  # wrong: mypy=arg-type pyright=reportArgumentType
