@@ -23,7 +23,7 @@ from protoframe._clock import clock_of
 from protoframe._context import NOWHERE, run_nowhere, scope
 from protoframe._protocol import Protocol
 from protoframe._proxy import proxy_class
-from protoframe._serving import MethodTable, Server
+from protoframe._serving import BACKLOG, MethodTable, Server
 from protoframe.core.conversation import Conversation
 from protoframe.core.events import (
     CallFailed,
@@ -321,13 +321,18 @@ class Connection:
             server = self._server
             serve = server.serve
             while True:
-                while events := conversation.poll_events():
-                    for number, event in enumerate(events, 1):
+                while conversation.events:
+                    for number, event in enumerate(conversation.poll_events(), 1):
                         try:
-                            if type(event) is RequestReceived:
-                                serve(event)
-                            else:
+                            if type(event) is not RequestReceived:
                                 _REACTIONS[type(event)](self, event)
+                            elif conversation.state is _CLOSED:
+                                # What came after it ended the conversation.
+                                pass
+                            elif server.held or outbox.octets > BACKLOG:
+                                server.hold(event)
+                            else:
+                                serve(event)
                         except Exception:
                             self._failed_to_react(event)
                         if not number % _TURN and not self._paused:
@@ -335,7 +340,9 @@ class Connection:
                 if self._over:
                     return
                 if not self._paused:
-                    self._send(_ALLOWANCE)
+                    frames = outbox.poll(_ALLOWANCE)
+                    if frames:
+                        self._carrier.send(frames)
                     while outbox.large and not self._paused:
                         self._send(_ALLOWANCE)
                 if self._over:
@@ -428,9 +435,6 @@ class Connection:
             ping.timer.cancel()
             ping.deferred.callback(self._clock() - ping.sent)
 
-    def _requested(self, event: RequestReceived) -> None:
-        self._server.serve(event)
-
     def _cancelled(self, event: RequestCancelled) -> None:
         self._server.cancel(event)
 
@@ -468,9 +472,8 @@ class Connection:
             _REACTIONS[type(event)](self, event)
 
 
-#: What a connection does about each event.
+#: What a connection does about each event but requests, which `Connection._transmit` looks at itself.
 _REACTIONS: Mapping[type, Callable[[Connection, Any], None]] = {
-    RequestReceived: Connection._requested,
     ResponseReceived: Connection._answered,
     ErrorReceived: Connection._refused,
     CallFailed: Connection._failed,

@@ -37,7 +37,7 @@ from protoframe.errors import (
     UnknownMethod,
 )
 
-__all__ = ["MethodTable", "Server"]
+__all__ = ["BACKLOG", "MethodTable", "Server"]
 
 #: What is served: by the name on the wire, the method and which of the connection's Protocols has it.
 MethodTable = Mapping[bytes, tuple[Method, int]]
@@ -45,7 +45,7 @@ MethodTable = Mapping[bytes, tuple[Method, int]]
 _CLOSED = State.CLOSED
 
 #: Octets of answers that may wait to be sent while more requests are served.
-_BACKLOG = 1024 * 1024
+BACKLOG = 1024 * 1024
 
 
 class Server:
@@ -85,24 +85,18 @@ class Server:
         # Calls that were cancelled while they ran, and the error that they end with whatever their handler says.
         self._verdicts: dict[int, Error] = {}
 
-    def serve(self, event: RequestReceived) -> None:
-        """Serves a request, now or when the answers that wait have been sent."""
-        if self._conversation.state is _CLOSED:
-            # What came after it ended the conversation.
-            return
-        if self.held or self._conversation.outbox.octets > _BACKLOG:
-            self.held.append(event)
-        else:
-            self._serve_now(event)
+    def hold(self, event: RequestReceived) -> None:
+        """Keeps a request until the answers that wait have been sent."""
+        self.held.append(event)
 
     def go_on(self) -> bool:
         """Serves requests that wait, as far as may be now; whether there were any."""
         before = len(self.held)
         now = self._clock()
-        while self.held and self._conversation.outbox.octets <= _BACKLOG:
+        while self.held and self._conversation.outbox.octets <= BACKLOG:
             event = self.held.popleft()
             if event.deadline > now:
-                self._serve_now(event)
+                self.serve(event)
             else:
                 self._refuse(event.call_id, DeadlineExceeded("the deadline passed before the call was served"))
         return len(self.held) < before
@@ -129,7 +123,8 @@ class Server:
         body = ErrorBody(error.status, error.type_name, error.message)
         self._conversation.refuse(call_id, body, processed=False)
 
-    def _serve_now(self, event: RequestReceived) -> None:
+    def serve(self, event: RequestReceived) -> None:
+        """Serves a request."""
         entry = self._table.get(event.method)
         if entry is None or entry[0].function is None:
             name = event.method.decode("utf-8", "replace")

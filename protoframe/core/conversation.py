@@ -97,6 +97,7 @@ class Conversation:
 
     :ivar state: where the conversation stands.
     :ivar peer: the peer's settings, once its HELLO has come.
+    :ivar events: what happened and was not polled yet.
     :ivar next_timer: gives the time at which `handle_timer` wants to be called; infinity for never.  It may be earlier
         than anything is due: a timer that finds nothing to do is cheaper than one that is moved at each call.
     :ivar outbox: what the carrier is to send: `Outbox.poll` gives it.
@@ -133,7 +134,7 @@ class Conversation:
         self._deadlines = Deadlines(self._is_awaited)
         self.next_timer = self._deadlines.earliest
         self._deadlines.add(_HANDSHAKE, now + limits.handshake_timeout)
-        self._events: list[Event] = []
+        self.events: list[Event] = []
         self._peer_slots = 0
         self._pongs = 0
         self._peer_max_message = 0
@@ -182,7 +183,7 @@ class Conversation:
                 self.refuse(call_id, body, processed=False)
             elif call_id in self._suspended:
                 self._suspended.discard(call_id)
-                self._events.append(RequestCancelled(call_id, True))
+                self.events.append(RequestCancelled(call_id, True))
             else:
                 self._give_up(call_id, DeadlineExceeded("the deadline passed before the answer came"))
 
@@ -249,7 +250,12 @@ class Conversation:
         """
         if len(result) > self._peer_max_message:
             raise MessageTooLarge(f"the result is {len(result)} bytes, and the peer takes {self._peer_max_message}")
-        self._leave_slot(call_id)
+        try:
+            self._incoming.remove(call_id)
+        except KeyError:
+            raise LocalProtocolError(f"call {call_id} is not open") from None
+        if self._suspended:
+            self._suspended.discard(call_id)
         self.outbox.put(_RESPONSE, 0, call_id, result)
         if self._ends:
             self._check_drained()
@@ -257,7 +263,10 @@ class Conversation:
     def refuse(self, call_id: int, body: ErrorBody, *, processed: bool = True) -> None:
         """Answers a call of the peer with an error; ``processed=False`` promises that nothing was done."""
         message = body.serialize()
-        self._leave_slot(call_id)
+        if call_id not in self._incoming:
+            raise LocalProtocolError(f"call {call_id} is not open")
+        self._incoming.discard(call_id)
+        self._suspended.discard(call_id)
         self.outbox.put(_ERROR, 0 if processed else _NOT_PROCESSED, call_id, message)
         if self._ends:
             self._check_drained()
@@ -307,24 +316,24 @@ class Conversation:
             if token is not None:
                 lost = ConnectionLost(why)
                 lost.may_have_run = call_id not in unsent
-                self._events.append(CallFailed(token, lost))
+                self.events.append(CallFailed(token, lost))
         self._outgoing.clear()
         self._waiting.clear()
         for call_id in sorted(self._incoming):
             if not self._assembler.is_on_the_way(call_id, Kind.REQUEST):
-                self._events.append(RequestCancelled(call_id, False))
+                self.events.append(RequestCancelled(call_id, False))
         self._assembler.clear()
         self._incoming.clear()
         self._suspended.clear()
-        self._events.append(Ended(error))
+        self.events.append(Ended(error))
 
     # What comes out.
 
     def poll_events(self) -> list[Event]:
         """What happened since the last time."""
-        events = self._events
+        events = self.events
         if events:
-            self._events = []
+            self.events = []
         return events
 
     @property
@@ -355,7 +364,7 @@ class Conversation:
         if len(arguments) > self._limits.max_message:
             self._refuse_too_large(call_id, len(arguments))
             return
-        self._events.append(
+        self.events.append(
             RequestReceived(call_id, method, begun + remaining, metadata, arguments, flags & _JSON != 0),
         )
 
@@ -368,7 +377,7 @@ class Conversation:
             if token is self:
                 raise RemoteProtocolError(f"an answer to call {call_id}, which is not open")
         if token is not None:
-            self._events.append(ResponseReceived(token, message))
+            self.events.append(ResponseReceived(token, message))
         if self._ends:
             self._check_drained()
 
@@ -376,7 +385,7 @@ class Conversation:
         body = ErrorBody.parse(message)
         token = self._settle(call_id)
         if token is not None:
-            self._events.append(ErrorReceived(token, body, not flags & _NOT_PROCESSED))
+            self.events.append(ErrorReceived(token, body, not flags & _NOT_PROCESSED))
         if self._ends:
             self._check_drained()
 
@@ -413,7 +422,7 @@ class Conversation:
                 raise RemoteProtocolError(f"{_MOST_PONGS} PINGs whose answers are not waited for")
             self.outbox.put_control(Kind.PONG, 0, payload)
         else:
-            self._events.append(PongReceived(payload))
+            self.events.append(PongReceived(payload))
 
     def _handle_hello(self, hello: Hello) -> None:
         if self.peer is not None:
@@ -425,7 +434,7 @@ class Conversation:
         self._peer_max_message = hello.max_message
         if self.state is State.GREETING:
             self._move(Input.HELLO_RECEIVED)
-            self._events.append(Opened(hello))
+            self.events.append(Opened(hello))
 
     def _handle_goaway(self, goaway: GoAway) -> None:
         if goaway.status:
@@ -446,7 +455,7 @@ class Conversation:
         for call_id in failed:
             token = self._settle(call_id)
             if token is not None:
-                self._events.append(CallFailed(token, _not_run(error(text))))
+                self.events.append(CallFailed(token, _not_run(error(text))))
 
     def _handle_late_request(self, call_id: int) -> None:
         """A request that was on the way when GOAWAY was sent.
@@ -469,7 +478,7 @@ class Conversation:
             if call_id in self._incoming:
                 self.refuse(call_id, ErrorBody(Status.CANCELLED, "Cancelled", ""), processed=False)
         elif call_id in self._incoming:
-            self._events.append(RequestCancelled(call_id, False))
+            self.events.append(RequestCancelled(call_id, False))
         elif self.outbox.drop(call_id) is not None:
             # The result is half sent, or not yet: the caller hears at once that no more of it comes.
             self.outbox.put(_ERROR, 0, call_id, ErrorBody(Status.CANCELLED, "Cancelled", "").serialize())
@@ -583,7 +592,7 @@ class Conversation:
         if self._waiting.pop(call_id, None) is not None or (begun := self.outbox.drop(call_id)) is False:
             # Nothing of it was sent.
             self._settle(call_id)
-            self._events.append(CallFailed(token, _not_run(error)))
+            self.events.append(CallFailed(token, _not_run(error)))
             self._check_drained()
             return
         if begun:
@@ -591,7 +600,7 @@ class Conversation:
             error.may_have_run = False
         self._assembler.stop_holding(call_id)
         self._outgoing[call_id] = None
-        self._events.append(CallFailed(token, error))
+        self.events.append(CallFailed(token, error))
         self.outbox.put_control(Kind.CANCEL, call_id)
 
     def _is_awaited(self, call_id: int) -> bool:
@@ -621,7 +630,7 @@ class Conversation:
 
     def _check_drained(self) -> None:
         if self._ends and not self._outgoing and not self._incoming:
-            self._events.append(Drained())
+            self.events.append(Drained())
 
     def _not_open(self) -> Error:
         if self._ends:
