@@ -250,12 +250,7 @@ class Conversation:
         """
         if len(result) > self._peer_max_message:
             raise MessageTooLarge(f"the result is {len(result)} bytes, and the peer takes {self._peer_max_message}")
-        try:
-            self._incoming.remove(call_id)
-        except KeyError:
-            raise LocalProtocolError(f"call {call_id} is not open") from None
-        if self._suspended:
-            self._suspended.discard(call_id)
+        self._leave_slot(call_id)
         self.outbox.put(_RESPONSE, 0, call_id, result)
         if self._ends:
             self._check_drained()
@@ -263,10 +258,7 @@ class Conversation:
     def refuse(self, call_id: int, body: ErrorBody, *, processed: bool = True) -> None:
         """Answers a call of the peer with an error; ``processed=False`` promises that nothing was done."""
         message = body.serialize()
-        if call_id not in self._incoming:
-            raise LocalProtocolError(f"call {call_id} is not open")
-        self._incoming.discard(call_id)
-        self._suspended.discard(call_id)
+        self._leave_slot(call_id)
         self.outbox.put(_ERROR, 0 if processed else _NOT_PROCESSED, call_id, message)
         if self._ends:
             self._check_drained()
