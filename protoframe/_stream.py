@@ -66,8 +66,12 @@ class StreamCarrier(TwistedProtocol):
         if set_no_delay is not None:
             # Frames are gathered before they are written; Nagle's algorithm could only hold them up.
             set_no_delay(True)
-        if isinstance(transport, FileDescriptor) and hasattr(transport, "_tempDataBuffer"):
-            self._socket = transport
+        if (
+            isinstance(transport, FileDescriptor)
+            and hasattr(transport, "_tempDataBuffer")
+            and hasattr(transport, "TLS")
+        ):
+            self._socket = self.transport.getHandle()
         try:
             self.connection = self._connect(self, transport.getPeer())
         except Exception:
@@ -143,14 +147,17 @@ class StreamCarrier(TwistedProtocol):
         is left to `write`.
         """
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        socket = self._socket
-        if socket is not None and not (socket.dataBuffer or socket._tempDataBuffer or getattr(socket, "TLS", False)):
-            written = socket.writeSomeData(data)
-            if written == len(data):
+        transport = self.transport
+        if self._socket is not None and not (transport.dataBuffer or transport._tempDataBuffer or transport.TLS):
+            try:
+                sent = self._socket.send(data)
+            except OSError:
+                # It is full, or broken: the reactor finds out.
+                sent = 0
+            if sent == len(data):
                 return
-            if isinstance(written, int) and written > 0:
-                data = data[written:]
-        self.transport.write(data)
+            data = data[sent:]
+        transport.write(data)
 
     def close(self) -> None:
         """Closes when all is written.  What the peer still sends is not read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import pathlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -683,3 +684,15 @@ def test_limits_are_checked_when_they_are_made() -> None:
             Limits(**wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="max_calls"):
         Limits(max_calls="many")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest_twisted.ensureDeferred
+async def test_sockets_are_written_to_at_once(kind: str, tmp_path: pathlib.Path) -> None:
+    where = f"unix:{tmp_path / 's'}" if kind == "unix" else "tcp:0:interface=127.0.0.1"
+    factory = Factory(Everything)
+    async with served(factory=factory, where=where) as place, connect(reactor, place, Everything) as everything:
+        assert await everything.plain(1) == 2
+        (connection,) = factory.connections
+        # Else Twisted has renamed what `StreamCarrier` looks at, and each write takes a turn of the reactor again.
+        assert connection._carrier._socket is not None

@@ -10,7 +10,6 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -352,17 +351,26 @@ class SocketSide(SynchronousTestCase):
 
     def test_what_the_kernel_does_not_take_follows_in_order(self) -> None:
         class Socket(FileDescriptor):
+            TLS = False
+
             def __init__(self) -> None:
                 super().__init__(reactor=Clock())
                 self.connected = 1
                 self.taken = bytearray()
                 self.room = 5
 
-            def writeSomeData(self, data: bytes) -> int | Exception:
+            def getHandle(self) -> Any:
+                return self
+
+            def send(self, data: bytes) -> int:
                 part = data[: self.room]
+                if not part:
+                    raise BlockingIOError
                 self.taken += part
                 self.room -= len(part)
                 return len(part)
+
+            writeSomeData = send
 
             def startWriting(self) -> None:
                 pass
@@ -394,13 +402,15 @@ class SocketSide(SynchronousTestCase):
         self.assertTrue(bytes(socket.taken).endswith(b"fourthfifth"))
 
     def test_an_error_of_the_socket_is_left_to_the_transport(self) -> None:
-        transport = StringTransport()
+        class Broken:
+            def send(self, data: bytes) -> int:
+                raise BrokenPipeError
+
         carrier = _ClientFactory(Clock(), Limits(), []).buildProtocol(None)
+        transport: Any = StringTransport()
         carrier.makeConnection(transport)
-        broken = FileDescriptor(reactor=Clock())
-        broken.connected = 1
-        broken.writeSomeData = lambda _: CONNECTION_LOST  # type: ignore[method-assign, assignment]
-        carrier._socket = broken
+        transport.dataBuffer, transport._tempDataBuffer, transport.TLS = b"", [], False
+        carrier._socket = Broken()
         transport.clear()
         carrier.send([b"all of it"])
         self.assertEqual(transport.value(), b"all of it")

@@ -380,19 +380,16 @@ class Creation(SynchronousTestCase):
 
     def test_a_transport_that_speaks_tls_by_now_is_never_written_past(self) -> None:
         carrier = _ClientFactory(Clock(), Limits(), []).buildProtocol(None)
-        transport = StringTransport()
+        transport: Any = StringTransport()
         carrier.makeConnection(transport)
         transport.clear()
 
-        class Secured:
-            TLS = True
-            dataBuffer = b""
-            _tempDataBuffer: tuple[bytes, ...] = ()
-
-            def writeSomeData(self, data: bytes) -> int:
+        class Plain:
+            def send(self, data: bytes) -> int:
                 raise AssertionError("in the clear")
 
-        carrier._socket = Secured()
+        carrier._socket = Plain()
+        transport.dataBuffer, transport._tempDataBuffer, transport.TLS = b"", [], True
         carrier.send([b"secret"])
         self.assertEqual(transport.value(), b"secret")
 
