@@ -1,23 +1,59 @@
-"""Calls of this end: what one needs to know of the method that it calls, and how its answer is read.
+"""Calls of this end: what is called, who waits for the answer, and how it is read.
 
-Knows encoded answers and errors; when they come and who waits for them is the connection's.
+Knows Deferreds, streams and encoded answers; not what carries the calls, nor when they are sent.
 """
 
 from __future__ import annotations
 
+import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
 from typing import Any
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from protoframe.core.frames import ErrorBody
+from protoframe._context import NO_METADATA, NOWHERE, Scope, decode_metadata, fire_in, scope
+from protoframe._handler import RunningHandler
+from protoframe._streaming import Inlets, Outlet, Outlets, Stream, ended_inlet
+from protoframe.core.conversation import Conversation
+from protoframe.core.events import CallFailed, EndReceived, ErrorReceived, ItemsReceived, ResponseReceived
+from protoframe.core.frames import COUNT, ErrorBody, Flag
+from protoframe.core.limits import Limits
 from protoframe.core.schema import ErrorType, RequestOptions, error_type, invalid_value
 from protoframe.core.untrusted import Bounds, check_json, check_msgpack
-from protoframe.errors import BY_NAME, Cancelled, Error, InvalidResponse, unknown_error
+from protoframe.errors import (
+    BY_NAME,
+    Cancelled,
+    ConnectionLost,
+    DeadlineExceeded,
+    Error,
+    InvalidArgument,
+    InvalidResponse,
+    MessageTooLarge,
+    TooManyCalls,
+    unknown_error,
+)
+from protoframe.interceptors import IInterceptor, InterceptedCall, run
 
-__all__ = ["CallCancelled", "Callee", "JSONMethod", "PendingCall", "read_error"]
+__all__ = ["CallCancelled", "Caller", "JSONMethod", "JSONStream", "PendingCall", "PendingStream", "failed", "not_run"]
+
+_log = Logger(namespace="protoframe.calling")
+
+_STREAMS = int(Flag.ITEMS | Flag.STREAM)
+
+
+class Items(typing.Protocol):
+    """What reads the items of a stream; an `ItemType` does."""
+
+    def decode(self, message: bytes, count: int, max_nesting: int, *, json: bool = False) -> list[Any]:
+        """
+        :raises InvalidArgument: these are not the items of such a stream.
+        """
+        ...
 
 
 class Callee(typing.Protocol):
@@ -27,6 +63,12 @@ class Callee(typing.Protocol):
     options: RequestOptions
     errors: Mapping[str, ErrorType]
     json: bool
+    flags: int
+    full_name: str
+
+    @property
+    def items(self) -> Items | None:
+        """What reads the items of its result, where that is a stream."""
 
     def decode_result(self, octets: bytes, max_nesting: int) -> Any:
         """
@@ -41,10 +83,13 @@ class JSONMethod:
     """
 
     json = True
+    flags = int(Flag.JSON)
+    items: Items | None = None
     options = RequestOptions()
     errors: Mapping[str, ErrorType] = {}
 
     def __init__(self, name: str) -> None:
+        self.full_name = name
         self.wire_name = name.encode()
 
     def decode_result(self, octets: bytes, max_nesting: int) -> bytes:
@@ -53,15 +98,82 @@ class JSONMethod:
         return octets
 
 
+class _JSONItems:
+    """Items as JSON texts."""
+
+    def decode(self, message: bytes, count: int, max_nesting: int, *, json: bool = True) -> list[bytes]:
+        """The JSON texts."""
+        del count, max_nesting, json
+        try:
+            return [bytes(item) for item in _decode_raw(message[COUNT.size :])]
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise InvalidResponse(f"the items are no JSON: {invalid_value(error)}") from None
+
+
+_decode_raw = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class JSONStream(JSONMethod):
+    """The same, where the answer may be a stream, whose items are JSON texts.
+
+    :param sends: whether the call sends a stream too.
+    """
+
+    items: Items | None = _JSONItems()
+
+    def __init__(self, name: str, *, sends: bool) -> None:
+        super().__init__(name)
+        self.flags = int(Flag.JSON | Flag.STREAM | (Flag.ITEMS if sends else 0))
+
+
 class CallCancelled(Cancelled, CancelledError):
     """What a call fails with that this end cancelled: to Twisted, as for any Deferred, a `CancelledError`."""
 
 
 class PendingCall(msgspec.Struct):
-    """A call of this end: who waits for it, and what reads its answer."""
+    """A call of this end: who waits for it, what reads its answer, and what surrounded it when it was made."""
 
     deferred: Deferred[Any]
     method: Callee
+    around: Scope = NOWHERE
+    call_id: int = 0
+
+    def succeed(self, result: Any) -> None:
+        """The call has its result."""
+        if self.around is NOWHERE:
+            self.deferred.callback(result)
+        else:
+            fire_in(self.around, self.deferred.callback, result)
+
+    def fail(self, error: BaseException) -> None:
+        """The call has none."""
+        if self.around is NOWHERE:
+            self.deferred.errback(error)
+        else:
+            fire_in(self.around, self.deferred.errback, error)
+
+
+class PendingStream(msgspec.Struct):
+    """A call of this end whose answer is a stream."""
+
+    inlets: Inlets
+    method: Callee
+    call_id: int = 0
+
+    def succeed(self, result: Any) -> None:
+        """The call was answered with a value: to one that takes either, that is a stream of one."""
+        if self.method.json:
+            self.inlets.receive(ItemsReceived(self.call_id, 1, COUNT.pack(1) + b"[" + result + b"]", 0))
+            self.inlets.end(self.call_id)
+        else:
+            self.fail(InvalidResponse(f"{self.method.full_name} answered with a value, and a stream was declared"))
+
+    def fail(self, error: BaseException) -> None:
+        """The stream ends with an error."""
+        if isinstance(error, DeadlineExceeded | CancelledError):
+            self.inlets.fail(self.call_id, error)
+        else:
+            self.inlets.end(self.call_id, error)
 
 
 def read_error(method: Callee, body: ErrorBody, max_nesting: int) -> Error:
@@ -86,3 +198,248 @@ def read_error(method: Callee, body: ErrorBody, max_nesting: int) -> Error:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         return InvalidResponse(f"{name}: {invalid_value(error)}")
     return unknown_error(status, name, text, fields)
+
+
+class Caller:
+    """Makes the calls of one end of a conversation.
+
+    :param conversation: where they go, and their answers come from.
+    :param limits: of this end.
+    :param clock: gives the time.
+    :param outlets: the streams that this end sends.
+    :param inlets: those that come.
+    :param wake: called when there is something to send.
+    :param settle: called to have outcomes that are known by now told at once.
+    :ivar oneway: calls that want no answer and are not sent yet.
+    :ivar is_intercepted: whether something runs around each call: then it is made by `make_intercepted`.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        limits: Limits,
+        clock: Callable[[], float],
+        outlets: Outlets,
+        inlets: Inlets,
+        wake: Callable[[], None],
+        settle: Callable[[], None],
+    ) -> None:
+        self._conversation = conversation
+        self._max_nesting = limits.max_nesting
+        self._default_timeout = limits.default_timeout
+        self._max_oneway = limits.max_waiting
+        self._clock = clock
+        self._outlets = outlets
+        self._inlets = inlets
+        self._wake = wake
+        self._settle = settle
+        self._senders: dict[int, tuple[Outlet, RunningHandler]] = {}
+        self.oneway: list[Deferred[None]] = []
+        self.is_intercepted = False
+        self._interceptors: Sequence[IInterceptor] = ()
+        self._seen: tuple[Any, str, Callable[[], Any]] = (None, "", lambda: None)
+
+    def intercept(
+        self,
+        interceptors: Sequence[IInterceptor],
+        address: Any,
+        where: str,
+        identity: Callable[[], Any],
+    ) -> None:
+        """Has something run around each call; it sees who is called."""
+        self.is_intercepted = True
+        self._interceptors = interceptors
+        self._seen = (address, where, identity)
+
+    def call(self, method: Callee, arguments: bytes, sent: Any = None) -> Deferred[Any]:
+        """Calls a method of the other end, with its encoded arguments.
+
+        :param sent: the items of the parameter that is a stream, where there is one.
+        """
+        deferred: Deferred[Any] = Deferred(self._cancel)
+        around = scope.get()
+        call = PendingCall(deferred, method, around)
+        try:
+            call.call_id = deferred.call_id = self._request(method, arguments, call, around)  # type: ignore[attr-defined]
+        except Error as error:
+            return failed(error)
+        if sent is not None:
+            self._send(call.call_id, method, sent)
+        return deferred
+
+    def call_stream(self, method: Callee, arguments: bytes, sent: Any = None) -> Stream:
+        """Calls a method whose answer is a stream.  What goes wrong is raised by the loop over it.
+
+        :param sent: the items of the parameter that is a stream, where there is one.
+        """
+
+        def decode(message: bytes, count: int) -> list[Any]:
+            if method.items is None:
+                raise InvalidResponse(f"{method.full_name} answered with a stream, and none was declared")
+            try:
+                return method.items.decode(message, count, self._max_nesting, json=method.json)
+            except InvalidArgument as error:
+                text = f"the answer of {method.full_name} is not what was declared: {error.message}"
+                raise InvalidResponse(text) from None
+
+        call = PendingStream(self._inlets, method)
+        try:
+            call.call_id = self._request(method, arguments, call, scope.get())
+        except Error as error:
+            return Stream(ended_inlet(error))
+        stream = Stream(self._inlets.open(call.call_id, decode))
+        if sent is not None:
+            self._send(call.call_id, method, sent)
+        return stream
+
+    def call_oneway(self, method: Callee, arguments: bytes) -> Deferred[None]:
+        """Calls a method that gives no answer; fires when the call is on its way."""
+        if len(self.oneway) >= self._max_oneway:
+            return failed(not_run(TooManyCalls(f"{len(self.oneway)} calls wait to be sent already")))
+        try:
+            self._request(method, arguments, None, scope.get())
+        except Error as error:
+            return failed(error)
+        deferred: Deferred[None] = Deferred()
+        self.oneway.append(deferred)
+        return deferred
+
+    def make_intercepted(self, method: Callee, arguments: Any, innermost: Callable[[], Any]) -> Deferred[Any]:
+        """Makes a call as the interceptors of this end have it.
+
+        :param arguments: what they see of them.
+        :param innermost: makes the call itself.
+        """
+        metadata = scope.get().metadata
+        address, where, identity = self._seen
+        call = InterceptedCall(
+            method=method.full_name,
+            incoming=False,
+            arguments=arguments,
+            address=address,
+            identity=identity(),
+            metadata=decode_metadata(metadata) if metadata else NO_METADATA,
+            where=where,
+            streams=method.items is not None,
+        )
+        return Deferred.fromCoroutine(run(self._interceptors, call, innermost))
+
+    def _request(self, method: Callee, arguments: bytes, call: Any, around: Scope) -> int:
+        """Makes a call; its id.
+
+        :raises Error: it cannot be made.
+        """
+        options = method.options
+        if options.max_size is not None and len(arguments) > options.max_size:
+            text = f"the arguments are {len(arguments)} bytes, and max_size is {options.max_size}"
+            raise not_run(MessageTooLarge(text))
+        now = self._clock()
+        if around.deadline is not None:
+            seconds = around.deadline - around.clock()
+            if seconds <= 0:
+                raise not_run(DeadlineExceeded("the deadline had passed before the call was made"))
+        elif options.timeout is not None:
+            seconds = options.timeout
+        else:
+            # A stream goes on for as long as somebody takes it.
+            seconds = math.inf if method.flags & _STREAMS else self._default_timeout
+        call_id = self._conversation.request(
+            method.wire_name, arguments, call, now + seconds, now, around.metadata, method.flags
+        )
+        self._wake()
+        return call_id
+
+    def _cancel(self, deferred: Deferred[Any]) -> None:
+        # `CallFailed` fires the Deferred.
+        call_id: int = deferred.call_id  # type: ignore[attr-defined]
+        self._conversation.cancel(call_id, CallCancelled("cancelled by the caller"))
+        self._settle()
+
+    # What becomes of them.
+
+    def answered(self, event: ResponseReceived) -> None:
+        """A call has its result."""
+        call: PendingCall | PendingStream = event.token
+        if self._senders:
+            self._stop_sending(call.call_id)
+        try:
+            result = call.method.decode_result(event.message, self._max_nesting)
+        except Error as error:
+            call.fail(error)
+        else:
+            call.succeed(result)
+
+    def refused(self, event: ErrorReceived) -> None:
+        """A call was answered with an error."""
+        call: PendingCall | PendingStream = event.token
+        self._stop_sending(call.call_id)
+        error = read_error(call.method, event.body, self._max_nesting)
+        error.may_have_run = event.may_have_run
+        call.fail(error)
+
+    def failed(self, event: CallFailed) -> None:
+        """A call failed here, without an answer."""
+        call: PendingCall | PendingStream = event.token
+        self._stop_sending(call.call_id)
+        call.fail(event.error)
+
+    def ended(self, event: EndReceived) -> None:
+        """A stream has ended that was an answer."""
+        self._stop_sending(event.call_id)
+
+    def oneway_sent(self) -> None:
+        """All calls that want no answer are on their way."""
+        sent, self.oneway = self.oneway, []
+        for deferred in sent:
+            deferred.callback(None)
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        unsent, self.oneway = self.oneway, []
+        for deferred in unsent:
+            deferred.errback(not_run(ConnectionLost("the connection was lost")))
+
+    # Streams that go with them.
+
+    def _send(self, call_id: int, method: Callee, sent: Any) -> None:
+        """Sends the items of an async iterator with a call."""
+        outlet = Outlet(self._outlets, call_id, json=method.json, max_size=method.options.max_size)
+
+        def done(_: Any, error: BaseException | None) -> None:
+            outlet.abandon()
+            if self._senders.pop(call_id, None) is None:
+                # The call has its outcome, and the iterator was told so.
+                if error is not None and not isinstance(error, CancelledError | Error):
+                    failure = Failure(error, type(error), error.__traceback__)
+                    _log.failure("what sent the stream of {method} failed", failure, method=method.full_name)
+            elif error is None:
+                self._conversation.end_items(call_id)
+            else:
+                # Whatever it is: the caller gets it.
+                self._conversation.cancel(call_id, typing.cast("Error", error))
+            self._wake()
+
+        running = RunningHandler(copy_context(), done, outlet.flush)
+        self._senders[call_id] = (outlet, running)
+        running.start(outlet.run(sent))
+
+    def _stop_sending(self, call_id: int) -> None:
+        """The call has its outcome: nobody wants more of what goes with it."""
+        sender = self._senders.pop(call_id, None)
+        if sender is not None:
+            outlet, running = sender
+            outlet.abandon()
+            running.cancel()
+
+
+def not_run(error: Error) -> Error:
+    """An error of a call that certainly did not run."""
+    error.may_have_run = False
+    return error
+
+
+def failed(error: Error) -> Deferred[Any]:
+    """A Deferred that has failed already."""
+    deferred: Deferred[Any] = Deferred()
+    deferred.errback(error)
+    return deferred

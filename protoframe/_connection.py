@@ -1,6 +1,7 @@
 """One end of a conversation, bound to Twisted: calls become Deferreds, requests are served, one timer is kept.
 
-Knows the request layer and when to send what; not how a request is served (`protoframe._serving`), nor what carries the
+Knows the request layer and when to send what; not how a request is served (`protoframe._serving`), how the items of a
+stream are made and taken (`protoframe._streaming`), who may call (`protoframe.authentication`), nor what carries the
 frames: that is a `Carrier`, such as `protoframe._stream.StreamCarrier`.
 """
 
@@ -18,42 +19,59 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from protoframe._calling import CallCancelled, Callee, JSONMethod, PendingCall, read_error
+from protoframe._calling import Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed, not_run
 from protoframe._clock import clock_of
 from protoframe._context import NOWHERE, run_nowhere, scope
 from protoframe._protocol import Protocol
 from protoframe._proxy import proxy_class
-from protoframe._serving import BACKLOG, MethodTable, Server
+from protoframe._serving import MethodTable, Server
+from protoframe._streaming import Inlets, Outlets, Stream
+from protoframe._tls import describe_tls_failure
+from protoframe.authentication import IAuthenticator, Identity, Shown, certificate_identity, identify
 from protoframe.core.conversation import Conversation
 from protoframe.core.events import (
     CallFailed,
+    CreditReceived,
     Drained,
     Ended,
+    EndReceived,
     ErrorReceived,
+    Greeted,
+    ItemsReceived,
     Opened,
     PongReceived,
     RequestCancelled,
+    RequestDropped,
     RequestReceived,
     ResponseReceived,
 )
-from protoframe.core.frames import Frame
+from protoframe.core.frames import Flag, Frame
 from protoframe.core.limits import Limits
+from protoframe.core.messages import BACKLOG
 from protoframe.core.state import Role, State
 from protoframe.errors import (
     ConnectionLost,
     DeadlineExceeded,
     Error,
     InvalidResponse,
+    KeepaliveTimeout,
     LocalProtocolError,
-    MessageTooLarge,
     ProtocolError,
+    TooMuchUnsent,
+    Unauthenticated,
+    WriteTimeout,
 )
+from protoframe.interceptors import IInterceptor
 
 __all__ = ["Carrier", "Connection"]
+
+# Not in the class: there its namespace would become the class's name.
+_log = Logger(namespace="protoframe.connection")
 
 P = typing.TypeVar("P", bound=Protocol[Any])
 
 _CLOSED = State.CLOSED
+_STREAMS = int(Flag.ITEMS | Flag.STREAM)
 
 #: Events after which what is ready is sent, so that the peer works on it while this end works on the rest.
 _TURN = 16
@@ -73,6 +91,9 @@ class Carrier(typing.Protocol):
 
     def abort(self) -> None:
         """Closes at once; `Connection.lost` follows."""
+
+    def certificate(self) -> Any:
+        """The certificate that the peer has shown, and that was verified; ``None`` where there is none."""
 
     def next_timer(self) -> float:
         """When the carrier wants `handle_timer`; infinity for never.
@@ -104,11 +125,16 @@ class Connection:
     :param protocols: the instances that serve them.
     :param address: the peer's.
     :param agent: what this end is called in HELLO.
+    :param token: a secret that shows the peer who this end is.
+    :param authenticator: finds out who the peer is; without one, everybody is let in.
+    :param anonymous: whether a peer is let in that shows nothing which the authenticator looks at.
+    :param interceptors: what runs around each call that is made or served here, the outermost first.
+    :ivar calls: what makes the calls of this end; proxies call it.
+    :ivar address: the peer's.
+    :ivar where: the same, as a text.
     :ivar opened: fires when the conversation is open, or fails with why it will not be.
     :ivar closed: fires with ``None`` when the connection is gone.
     """
-
-    log = Logger(namespace="protoframe.connection")
 
     def __init__(
         self,
@@ -120,6 +146,11 @@ class Connection:
         carrier: Carrier,
         address: Any,
         agent: str,
+        *,
+        token: str = "",
+        authenticator: IAuthenticator | None = None,
+        anonymous: bool = False,
+        interceptors: Sequence[IInterceptor] = (),
     ) -> None:
         self.address = address
         self.where = _where(address)
@@ -130,7 +161,29 @@ class Connection:
         self._clock = clock_of(reactor)
         self._limits = limits
         self._carrier = carrier
-        self._conversation = Conversation(role, limits, self._clock(), agent)
+        self._authenticator = authenticator
+        self._anonymous = anonymous
+        self._conversation = Conversation(
+            role,
+            limits,
+            self._clock(),
+            agent,
+            token,
+            lambda name: table[name][0].options.max_size if name in table else None,
+            lambda call: call.method.options.max_size,
+            authenticator is not None,
+        )
+        self._outlets = Outlets(self._conversation, self._clock, self._schedule)
+        self._inlets = Inlets(self._conversation, reactor, self._schedule)
+        self.calls = Caller(
+            self._conversation,
+            limits,
+            self._clock,
+            self._outlets,
+            self._inlets,
+            self._schedule,
+            self._settle_now,
+        )
         self._server = Server(
             self._conversation,
             table,
@@ -138,8 +191,14 @@ class Connection:
             limits.max_nesting,
             self._clock,
             address,
+            self.where,
+            self._outlets,
+            self._inlets,
+            interceptors,
             self._schedule,
         )
+        if interceptors:
+            self.calls.intercept(interceptors, address, self.where, lambda: self._server.identity)
         self._pings: dict[bytes, _Ping] = {}
         self._paused = False
         self._busy = False
@@ -151,6 +210,8 @@ class Connection:
         self._timer: IDelayedCall | None = None
         self._timer_due = math.inf
         self._close_timer: IDelayedCall | None = None
+        self._drain_timer: IDelayedCall | None = None
+        self._authenticating: Deferred[Any] | None = None
         for protocol in protocols:
             # One that has served a conversation before had another peer then.
             protocol.__dict__.pop("_protoframe_peer", None)
@@ -161,49 +222,28 @@ class Connection:
         """Whether the peer has greeted, and the conversation is not over."""
         return self._made and self._conversation.state is not _CLOSED
 
+    @property
+    def identity(self) -> Identity | None:
+        """Who the peer has shown to be; ``None`` for one that has shown nothing."""
+        identity: Identity | None = self._server.identity
+        return identity
+
     # For whoever calls.
 
     def proxy(self, protocol: type[P]) -> P:
         """A proxy of the other end, typed as the Protocol that it answers."""
-        return typing.cast("P", proxy_class(protocol)(self))
-
-    def call(self, method: Callee, arguments: bytes) -> Deferred[Any]:
-        """Calls a method of the other end, with its encoded arguments."""
-        options = method.options
-        if options.max_size is not None and len(arguments) > options.max_size:
-            return _failed(
-                _not_run(
-                    MessageTooLarge(f"the arguments are {len(arguments)} bytes, and max_size is {options.max_size}")
-                ),
-            )
-        now = self._clock()
-        around = scope.get()
-        if around.deadline is None:
-            seconds = options.timeout or self._limits.default_timeout
-        else:
-            seconds = around.deadline - around.clock()
-            if seconds <= 0:
-                return _failed(_not_run(DeadlineExceeded("the deadline had passed before the call was made")))
-        deferred: Deferred[Any] = Deferred(self._cancel)
-        try:
-            deferred.call_id = self._conversation.request(  # type: ignore[attr-defined]
-                method.wire_name,
-                arguments,
-                PendingCall(deferred, method),
-                now + seconds,
-                now,
-                around.metadata,
-                method.json,
-            )
-        except Error as error:
-            return _failed(error)
-        if not self._busy:
-            self._schedule()
-        return deferred
+        return typing.cast("P", proxy_class(protocol)(self.calls, self.where))
 
     def call_json(self, name: str, arguments: bytes) -> Deferred[bytes]:
         """Calls ``Protocol.method``, whose declaration is not at hand, with a JSON object; the answer is JSON too."""
-        return self.call(JSONMethod(name), arguments)
+        return self.calls.call(JSONMethod(name), arguments)
+
+    def stream_json(self, name: str, arguments: bytes, sent: Any = None) -> Stream:
+        """The same, where the answer may be a stream: its items, or the one result, as JSON texts.
+
+        :param sent: an async iterator of JSON texts as `msgspec.Raw`, where the method takes a stream.
+        """
+        return self.calls.call_stream(JSONStream(name, sends=sent is not None), arguments, sent)
 
     def ping(self) -> Deferred[float]:
         """Asks the other end for a sign of life; fires with the seconds that it took.
@@ -211,7 +251,7 @@ class Connection:
         Fails with `DeadlineExceeded` after what is left of `timeout`, or else `Limits.default_timeout`.
         """
         if not self.is_open:
-            return _failed(_not_run(ConnectionLost("the connection is closed")))
+            return failed(not_run(ConnectionLost("the connection is closed")))
         remaining = scope.get().remaining()
         payload = secrets.token_bytes(8)
 
@@ -230,6 +270,25 @@ class Connection:
         self._conversation.ping(payload)
         self._schedule()
         return deferred
+
+    def drain(self, seconds: float | None = None) -> Deferred[None]:
+        """Takes no new calls, and closes when what runs has ended; what still runs after a time is cancelled.
+
+        :param seconds: the time; `Limits.drain_timeout` by default.
+        """
+        done: Deferred[None] = Deferred()
+        self.closed.addBoth(_also(done))
+        if not self._over and not self._closing:
+            self._conversation.go_away("the other end is shutting down")
+            if self._drain_timer is None:
+                seconds = self._limits.drain_timeout if seconds is None else seconds
+                self._drain_timer = self._reactor.callLater(max(0.0, seconds), self._stop_draining)
+            self._schedule()
+        return done
+
+    def _stop_draining(self) -> None:
+        self._conversation.end(None)
+        self._transmit()
 
     def close(self) -> Deferred[None]:
         """Ends the conversation in order: calls of this end that have no answer yet fail, what is sent arrives.
@@ -263,11 +322,15 @@ class Connection:
 
     def pause(self) -> None:
         """The carrier has enough to send."""
-        self._paused = True
+        self._paused = self._outlets.is_paused = True
+        self._conversation.handle_blocked(self._clock())
+        if not self._busy:
+            self.wake_at(self._conversation.next_timer())
 
     def resume(self) -> None:
         """The carrier can send more."""
-        self._paused = False
+        self._paused = self._outlets.is_paused = False
+        self._conversation.handle_unblocked(self._clock())
         self._transmit()
 
     def lost(self, reason: Failure) -> None:
@@ -277,13 +340,16 @@ class Connection:
         self._conversation.end(ConnectionLost(_reason(reason)))
         self._over = True
         self._transmit()
-        for delayed in (self._wake, self._timer, self._close_timer):
+        for delayed in (self._wake, self._timer, self._close_timer, self._drain_timer):
             if delayed is not None and delayed.active():
                 delayed.cancel()
         while self._pings:
             _, ping = self._pings.popitem()
             ping.timer.cancel()
             ping.deferred.errback(ConnectionLost("the connection was lost"))
+        self.calls.lost()
+        if self._authenticating is not None:
+            self._authenticating.cancel()
         if not self.opened.called:
             self.opened.errback(self._end_error or ConnectionLost(_reason(reason)))
         if self._made:
@@ -291,7 +357,7 @@ class Connection:
                 try:
                     protocol.connectionLost(reason)
                 except Exception:
-                    self.log.failure("connectionLost of {protocol} failed", protocol=protocol)
+                    _log.failure("connectionLost of {protocol} failed", protocol=protocol)
         self.closed.callback(None)
 
     # The heart.
@@ -320,6 +386,8 @@ class Connection:
             outbox = conversation.outbox
             server = self._server
             serve = server.serve
+            outlets = self._outlets
+            rounds = 4 if len(outlets.ready) < 2 else 1
             while True:
                 while conversation.events:
                     for number, event in enumerate(conversation.poll_events(), 1):
@@ -336,7 +404,9 @@ class Connection:
                         except Exception:
                             self._failed_to_react(event)
                         if not number % _TURN and not self._paused:
-                            self._send(0)
+                            self._send_frames(0)
+                if self._inlets.left:
+                    self._inlets.settle()
                 if self._over:
                     return
                 if not self._paused:
@@ -344,11 +414,27 @@ class Connection:
                     if frames:
                         self._carrier.send(frames)
                     while outbox.large and not self._paused:
-                        self._send(_ALLOWANCE)
-                if self._over:
-                    # The carrier was lost while it sent: what that means is among the events now.
+                        self._send_frames(_ALLOWANCE)
+                    if outbox.departed:
+                        self._departed()
+                    if self.calls.oneway:
+                        self.calls.oneway_sent()
+                elif outbox.octets > self._limits.max_unsent and conversation.state is not _CLOSED:
+                    text = f"{outbox.octets} bytes wait for a peer that does not read"
+                    conversation.end(TooMuchUnsent(text))
+                if conversation.events:
+                    # The carrier was lost while it sent, say: what that means is among the events now.
                     continue
-                if self._paused or not server.held or not server.go_on():
+                if self._paused:
+                    break
+                if server.held and server.go_on():
+                    continue
+                if rounds and outlets.ready:
+                    # One stream goes on at once; several have their turns between those of the reactor.
+                    rounds -= 1
+                    outlets.go_on()
+                    continue
+                if not outbox:
                     break
             if conversation.state is _CLOSED:
                 self._close()
@@ -358,18 +444,25 @@ class Connection:
                     self.wake_at(due)
         finally:
             self._busy = False
+        if outlets.ready and outlets.may_go_on():
+            self._schedule()
+
+    def _departed(self) -> None:
+        """Large messages are sent: what comes after them in their streams may go."""
+        departed, self._conversation.outbox.departed = self._conversation.outbox.departed, []
+        for call_id in departed:
+            self._outlets.credit_came(call_id)
 
     def _failed_to_react(self, event: Any) -> None:
         """An event met a fault of this package: nobody is left waiting for what it would have brought."""
-        self.log.failure(
-            "{where}: a fault of protoframe itself, at {event}", where=self.where, event=type(event).__name__
-        )
-        token: PendingCall | None = getattr(event, "token", None)
-        if token is not None and not token.deferred.called:
-            token.deferred.errback(InvalidResponse("the answer could not be read; the log has the details"))
+        _log.failure("{where}: a fault of protoframe itself, at {event}", where=self.where, event=type(event).__name__)
+        token: Any = getattr(event, "token", None)
+        unread = InvalidResponse("the answer could not be read; the log has the details")
+        if isinstance(token, PendingStream) or (isinstance(token, PendingCall) and not token.deferred.called):
+            token.fail(unread)
         self._conversation.end(LocalProtocolError("this end met a fault of its own"))
 
-    def _send(self, allowance: int) -> None:
+    def _send_frames(self, allowance: int) -> None:
         """Sends what is ready, and of large messages about so many octets."""
         frames = self._conversation.outbox.poll(allowance)
         if frames and not self._over:
@@ -410,13 +503,48 @@ class Connection:
 
     # Events of the conversation.
 
+    def _greeted(self, event: Greeted) -> None:
+        """Looks at who greets, before it is let in."""
+        if self._authenticator is None:
+            self._conversation.greet()
+            return
+        shown = Shown(address=self.address, token=event.hello.token or None, certificate=self._carrier.certificate())
+        deciding: Deferred[Any] = Deferred.fromCoroutine(identify(self._authenticator, shown))
+        self._authenticating = deciding
+        deciding.addCallbacks(self._identified, self._unknown)
+        deciding.addErrback(lambda failure: _log.failure("{where}: a fault", failure, where=self.where))
+
+    def _identified(self, identity: Identity | None) -> None:
+        self._authenticating = None
+        if identity is None and not self._anonymous:
+            self._turn_away(Unauthenticated("this server asks who calls, and nothing was shown that it knows of"))
+            return
+        self._server.identity = identity
+        self._conversation.greet()
+        self._schedule()
+
+    def _unknown(self, failure: Failure) -> None:
+        self._authenticating = None
+        if failure.check(Unauthenticated):
+            self._turn_away(typing.cast("Error", failure.value))
+        elif self._conversation.state is not _CLOSED:
+            _log.failure("{where}: finding out who calls failed", failure, where=self.where)
+            self._turn_away(Unauthenticated("this server could not find out who calls"))
+
+    def _turn_away(self, error: Error) -> None:
+        self._conversation.end(error)
+        self._schedule()
+
     def _open(self, _: Opened) -> None:
         self._made = True
+        if self._authenticator is None:
+            certificate = self._carrier.certificate()
+            self._server.identity = certificate_identity(certificate) if certificate is not None else None
         for protocol in self.protocols:
             try:
                 protocol.connectionMade()
             except Exception:
-                self.log.failure("connectionMade of {protocol} failed", protocol=protocol)
+                _log.failure("connectionMade of {protocol} failed", protocol=protocol)
         self.opened.callback(None)
 
     def _drained(self, _: Drained) -> None:
@@ -424,10 +552,14 @@ class Connection:
 
     def _ended(self, event: Ended) -> None:
         self._end_error = event.error
-        if isinstance(event.error, ConnectionLost):
-            return
-        if event.error is not None:
-            self.log.warn("{where}: {error}", where=self.where, error=event.error.message)
+        error = event.error
+        self._inlets.end_all(error if isinstance(error, ConnectionLost) else ConnectionLost("the conversation is over"))
+        dropped = isinstance(error, KeepaliveTimeout | WriteTimeout | TooMuchUnsent)
+        if error is not None and (dropped or not isinstance(error, ConnectionLost)):
+            _log.warn("{where}: {kind}: {error}", where=self.where, kind=error.type_name, error=error.message)
+        if dropped:
+            self._closing = True
+            self._carrier.abort()
 
     def _ponged(self, event: PongReceived) -> None:
         ping = self._pings.pop(event.payload, None)
@@ -441,27 +573,16 @@ class Connection:
     # Calls of this end.
 
     def _answered(self, event: ResponseReceived) -> None:
-        call: PendingCall = event.token
-        try:
-            result = call.method.decode_result(event.message, self._limits.max_nesting)
-        except Error as error:
-            call.deferred.errback(error)
-        else:
-            call.deferred.callback(result)
+        self.calls.answered(event)
 
     def _refused(self, event: ErrorReceived) -> None:
-        call: PendingCall = event.token
-        error = read_error(call.method, event.body, self._limits.max_nesting)
-        error.may_have_run = event.may_have_run
-        call.deferred.errback(error)
+        self.calls.refused(event)
 
     def _failed(self, event: CallFailed) -> None:
-        event.token.deferred.errback(event.error)
+        self.calls.failed(event)
 
-    def _cancel(self, deferred: Deferred[Any]) -> None:
-        # `CallFailed` fires the Deferred: at once, for whoever cancels expects it to have fired.
-        cancelled = CallCancelled("cancelled by the caller")
-        self._conversation.cancel(deferred.call_id, cancelled)  # type: ignore[attr-defined]
+    def _settle_now(self) -> None:
+        """Fires what has its outcome at once: whoever cancels a Deferred expects it to have fired."""
         if self._busy:
             run_nowhere(self._react)
         else:
@@ -471,6 +592,22 @@ class Connection:
         for event in self._conversation.poll_events():
             _REACTIONS[type(event)](self, event)
 
+    # Streams.
+
+    def _items_came(self, event: ItemsReceived) -> None:
+        self._inlets.receive(event)
+
+    def _stream_ended(self, event: EndReceived) -> None:
+        if event.token is not None:
+            self.calls.ended(event)
+        self._inlets.end(event.call_id)
+
+    def _credit_came(self, event: CreditReceived) -> None:
+        self._outlets.credit_came(event.call_id)
+
+    def _dropped(self, event: RequestDropped) -> None:
+        self._server.drop(event)
+
 
 #: What a connection does about each event but requests, which `Connection._transmit` looks at itself.
 _REACTIONS: Mapping[type, Callable[[Connection, Any], None]] = {
@@ -478,7 +615,12 @@ _REACTIONS: Mapping[type, Callable[[Connection, Any], None]] = {
     ErrorReceived: Connection._refused,
     CallFailed: Connection._failed,
     RequestCancelled: Connection._cancelled,
+    RequestDropped: Connection._dropped,
+    ItemsReceived: Connection._items_came,
+    EndReceived: Connection._stream_ended,
+    CreditReceived: Connection._credit_came,
     PongReceived: Connection._ponged,
+    Greeted: Connection._greeted,
     Opened: Connection._open,
     Drained: Connection._drained,
     Ended: Connection._ended,
@@ -496,19 +638,11 @@ def _where(address: Any) -> str:
 
 
 def _reason(reason: Failure) -> str:
+    described = describe_tls_failure(reason.value)
+    if described is not None:
+        return described
     text = reason.getErrorMessage().strip().rstrip(".")
     return f"the connection was lost: {text[:1].lower()}{text[1:]}" if text else "the connection was lost"
-
-
-def _not_run(error: Error) -> Error:
-    error.may_have_run = False
-    return error
-
-
-def _failed(error: Error) -> Deferred[Any]:
-    deferred: Deferred[Any] = Deferred()
-    deferred.errback(error)
-    return deferred
 
 
 def _also(done: Deferred[None]) -> Callable[[Any], Any]:

@@ -30,6 +30,7 @@ class Scope(msgspec.Struct, frozen=True):
     :ivar method: ``Protocol.method`` of the call that is being served; empty where none is.
     :ivar address: whose call that is.
     :ivar received: the metadata that came with it.
+    :ivar identity: who called.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -38,6 +39,7 @@ class Scope(msgspec.Struct, frozen=True):
     method: str = ""
     address: Any = None
     received: Mapping[str, str] = MappingProxyType({})
+    identity: Any = None
 
     def remaining(self) -> float | None:
         """Seconds until the deadline; ``None`` where there is none."""
@@ -50,7 +52,7 @@ class Call(msgspec.Struct, frozen=True):
     :ivar method: ``Protocol.method``.
     :ivar address: the peer's, as Twisted's transport gives it.
     :ivar metadata: what the caller sent with ``with metadata(...)``.
-    :ivar identity: who the peer has shown to be; ``None`` where nobody asked.
+    :ivar identity: who the peer has shown to be, a `protoframe.Identity`; ``None`` for one that has shown nothing.
     """
 
     method: str
@@ -61,8 +63,9 @@ class Call(msgspec.Struct, frozen=True):
 
     @property
     def remaining(self) -> float:
-        """Seconds until the deadline of what is done here; below 0 when it has passed."""
-        return self._scope.remaining() or 0.0
+        """Seconds until the deadline of what is done here; below 0 when it has passed, infinity where there is none."""
+        remaining = self._scope.remaining()
+        return math.inf if remaining is None else remaining
 
 
 scope: ContextVar[Scope] = ContextVar("protoframe.scope", default=Scope())  # noqa: B039 - it is frozen
@@ -83,6 +86,15 @@ def run_nowhere(function: Callable[[], None]) -> None:
         context = copy_context()
         context.run(scope.set, NOWHERE)
         context.run(function)
+
+
+def fire_in(around: Scope, fire: Callable[[Any], None], outcome: Any) -> None:
+    """Fires a Deferred where what surrounded its call surrounds its callbacks too."""
+    token = scope.set(around)
+    try:
+        fire(outcome)
+    finally:
+        scope.reset(token)
 
 
 def decode_metadata(octets: bytes) -> Mapping[str, str]:
@@ -151,4 +163,4 @@ def current_call() -> Call:
     around = scope.get()
     if not around.method:
         raise LocalProtocolError("current_call() is for handlers, while they serve a call")
-    return Call(around.method, around.address, around.received, around)
+    return Call(around.method, around.address, around.received, around, around.identity)

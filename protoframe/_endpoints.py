@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import typing
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +27,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
+from twisted.python.filepath import UnlistableError
 
 from protoframe._clock import clock_of
 from protoframe._connection import Connection
@@ -34,9 +35,12 @@ from protoframe._context import scope
 from protoframe._factory import AGENT, method_table
 from protoframe._protocol import Protocol
 from protoframe._stream import StreamCarrier
+from protoframe._tls import client_endpoint_of, describe_tls_failure, is_tls_client, is_tls_server, server_endpoint_of
+from protoframe.authentication import Token
 from protoframe.core.limits import Limits
 from protoframe.core.state import Role
-from protoframe.errors import ConnectFailed, DeadlineExceeded, Error, VersionMismatch
+from protoframe.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, Error, Unauthenticated, VersionMismatch
+from protoframe.interceptors import IInterceptor, checked
 
 __all__ = ["Connecting", "ListeningPort", "connect", "listen"]
 
@@ -97,8 +101,9 @@ def server_endpoint(reactor: Any, where: str) -> IStreamServerEndpoint:
     :raises ValueError: the string is wrong; the text says how, on one line.
     """
     _check_port(where, 1, _SERVER_PORTS)
+    make = server_endpoint_of if is_tls_server(where) else serverFromString
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, where)
+        endpoint: IStreamServerEndpoint = make(reactor, where)
     except Exception as error:
         raise ValueError(f"{where!r} is no place to listen: {_one_line(error)}") from None
     return endpoint
@@ -113,8 +118,9 @@ def client_endpoint(reactor: Any, where: str) -> IStreamClientEndpoint:
         lambda match: f"{match[1]}:{(match[2] + (match[3] or '')).replace(':', chr(92) + ':')}", where
     )
     _check_port(where, 2, _CLIENT_PORTS)
+    make = client_endpoint_of if is_tls_client(where) else clientFromString
     try:
-        endpoint: IStreamClientEndpoint = clientFromString(reactor, where)
+        endpoint: IStreamClientEndpoint = make(reactor, where)
     except Exception as error:
         raise ValueError(f"{where!r} is no place to connect to: {_one_line(error)}") from None
     return endpoint
@@ -151,8 +157,17 @@ def _one_line(error: Exception) -> str:
 class _ClientFactory(ClientFactory):
     noisy = False
 
-    def __init__(self, reactor: IReactorTime, limits: Limits, serving: list[Protocol[Any]]) -> None:
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        limits: Limits,
+        serving: list[Protocol[Any]],
+        token: Token | None = None,
+        interceptors: tuple[IInterceptor, ...] = (),
+    ) -> None:
         self._reactor = reactor
+        self._token = token
+        self._interceptors = interceptors
         self._limits = limits
         self._serving = serving
         self._table = method_table(tuple(type(protocol) for protocol in serving))
@@ -168,6 +183,8 @@ class _ClientFactory(ClientFactory):
                 carrier,
                 address,
                 AGENT,
+                token=self._token.reveal() if self._token is not None else "",
+                interceptors=self._interceptors,
             )
 
         return StreamCarrier(connection, self._limits, clock_of(self._reactor), pauses_peer=False)
@@ -180,6 +197,8 @@ def connect(
     *,
     serving: Protocol[Any] | type[Protocol[Any]] | None = None,
     limits: Limits | None = None,
+    token: Token | None = None,
+    interceptors: Iterable[IInterceptor] = (),
 ) -> Connecting[P]:
     """Opens a conversation with a server.
 
@@ -192,11 +211,15 @@ def connect(
     :param protocol: what the server answers.
     :param serving: what this end answers, where the server may call it: a Protocol, or its class.
     :param limits: what this end takes of the server.
+    :param token: shows the server who calls.  Whoever can listen in on the connection reads it: use TLS, or a UNIX
+        socket.
+    :param interceptors: what runs around each call that is made or served here; the first is the outermost.
     :raises ValueError: ``where`` is wrong.
     :raises TypeError: the Protocol has a signature that cannot travel.
 
     Opening takes `Limits.handshake_timeout` at most, or what is left of `timeout`.  It fails with `ConnectFailed` where
-    nothing listens or what listens does not speak the wire format, with `VersionMismatch`, or with `DeadlineExceeded`.
+    nothing listens or what listens does not speak the wire format, with `VersionMismatch`, with `Unauthenticated` where
+    the server does not know who calls, or with `DeadlineExceeded`.
     """
     if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
         raise TypeError(f"connect calls a subclass of protoframe.Protocol, not {protocol!r}")
@@ -208,7 +231,12 @@ def connect(
         raise TypeError(f"serving: expected a Protocol or its class, got {serving!r}")
     served = [serving] if serving is not None else []
     name = where if isinstance(where, str) else repr(where)
-    return Connecting(reactor, endpoint, name, protocol, served, limits if limits is not None else Limits())
+    if token is not None and not isinstance(token, Token):
+        # What it is instead may be the secret itself: it is not shown.
+        raise TypeError(f"token: expected a protoframe.Token, got {type(token).__name__}")
+    limits = limits if limits is not None else Limits()
+    factory = _ClientFactory(reactor, limits, served, token, checked(interceptors))
+    return Connecting(reactor, endpoint, name, protocol, factory, limits)
 
 
 class Connecting(Generic[P]):
@@ -220,7 +248,7 @@ class Connecting(Generic[P]):
         endpoint: IStreamClientEndpoint,
         where: str,
         protocol: type[P],
-        serving: list[Protocol[Any]],
+        factory: _ClientFactory,
         limits: Limits,
     ) -> None:
         self._reactor = reactor
@@ -228,7 +256,7 @@ class Connecting(Generic[P]):
         self._where = where
         self._protocol = protocol
         self._limits = limits
-        self._factory = _ClientFactory(reactor, limits, serving)
+        self._factory = factory
         self._connection: Connection | None = None
         self._opening = False
 
@@ -307,14 +335,19 @@ class Connecting(Generic[P]):
             explained = DeadlineExceeded(f"{where} did not answer{after}")
         elif isinstance(error, VersionMismatch):
             explained = VersionMismatch(f"{where}: {error.message}")
+        elif isinstance(error.__cause__, Unauthenticated):
+            explained = Unauthenticated(f"{where}: {error.__cause__.message}")
         elif isinstance(error, Error):
-            explained = ConnectFailed(f"{where}: {error.message}")
+            # A server that speaks TLS has no words for who does not.
+            plain = isinstance(error, ConnectionLost) and error.__cause__ is None and where.startswith("tcp:")
+            hint = " (if TLS is spoken there, connect with tls: instead of tcp:)" if plain else ""
+            explained = ConnectFailed(f"{where}: {error.message}{hint}")
         elif isinstance(error, DNSLookupError):
             explained = ConnectFailed(f"{where}: no such host")
         elif isinstance(error, ConnectError):
             explained = ConnectFailed(f"{where}: {reason_of(error)}")
         else:
-            text = Failure(error).getErrorMessage()
+            text = describe_tls_failure(error) or Failure(error).getErrorMessage()
             explained = ConnectFailed(f"{where}: {text or type(error).__name__}")
         explained.may_have_run = False
         return explained
@@ -327,6 +360,8 @@ def reason_of(error: BaseException | None) -> str:
         cause = error.socketError
     elif isinstance(error, ConnectError) and isinstance(error.osError, OSError):
         cause = error.osError
+    elif isinstance(error, UnlistableError):
+        cause = error.originalException
     number = getattr(cause, "errno", None) or (error.osError if isinstance(error, ConnectError) else None)
     if isinstance(number, int) and number in _REASONS:
         return _REASONS[number]

@@ -5,31 +5,41 @@ Knows how an address becomes a conversation; where to listen is `protoframe.list
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Factory as TwistedFactory
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.logger import Logger
 
 from protoframe._clock import clock_of
 from protoframe._connection import Connection
 from protoframe._protocol import Protocol
 from protoframe._serving import MethodTable
-from protoframe._stream import StreamCarrier
+from protoframe._stream import StreamCarrier, TurnedAway
 from protoframe._version import __version__
+from protoframe.authentication import is_authenticator
 from protoframe.core.limits import Limits
 from protoframe.core.schema import Method, methods_of, wire_names
 from protoframe.core.state import Role
+from protoframe.errors import TooManyConnections
+from protoframe.interceptors import IInterceptor, checked
 from protoframe.reflection import Reflection
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
+
+    from protoframe.authentication import IAuthenticator
 
 __all__ = ["AGENT", "Factory"]
 
 P = TypeVar("P", bound=Protocol[Any])
 
 AGENT = f"protoframe/{__version__}"
+
+_log = Logger(namespace="protoframe.factory")
 
 
 class Factory(TwistedFactory):
@@ -60,7 +70,13 @@ class Factory(TwistedFactory):
     :param limits: what this end takes of its peers.
     :param reflection: whether peers may ask what is served.
     :param reactor: for timers; by default the one that `protoframe.listen` was given, or else the installed one.
-    :raises TypeError: no Protocol is given, or one has a signature that cannot travel.
+    :param authenticator: finds out who a peer is, before anything is told or served to it.  Without one everybody is
+        let in, and a peer is known by the certificate that it has shown, if its connection asks for one.
+    :param anonymous: whether a peer is let in, as nobody, that shows nothing which the authenticator looks at.
+    :param interceptors: what runs around each call that is served, and each that is made to a peer; the first is the
+        outermost.
+    :raises TypeError: no Protocol is given, one has a signature that cannot travel, or something is no authenticator or
+        interceptor.
     :raises ValueError: two Protocols serve methods of the same name.
     """
 
@@ -72,7 +88,12 @@ class Factory(TwistedFactory):
         limits: Limits | None = None,
         reflection: bool = True,
         reactor: IReactorTime | None = None,
+        authenticator: IAuthenticator | None = None,
+        anonymous: bool = False,
+        interceptors: Iterable[IInterceptor] = (),
     ) -> None:
+        if authenticator is not None and not is_authenticator(authenticator):
+            raise TypeError(f"authenticator: {authenticator!r} does not provide IAuthenticator")
         if not protocols:
             raise TypeError("a Factory serves at least one Protocol")
         for protocol in protocols:
@@ -80,6 +101,9 @@ class Factory(TwistedFactory):
                 raise TypeError(f"a Factory serves subclasses of protoframe.Protocol, not {protocol!r}")
         self.limits = limits if limits is not None else Limits()
         self.reactor = reactor
+        self.authenticator = authenticator
+        self.anonymous = anonymous
+        self.interceptors = checked(interceptors)
         self.protocols = protocols
         self._connections: set[Connection] = set()
         self._served = (*protocols, Reflection) if reflection else protocols
@@ -99,8 +123,24 @@ class Factory(TwistedFactory):
         """Makes the instance of a Protocol that serves one conversation; override it to pass arguments."""
         return protocol()
 
-    def buildProtocol(self, addr: IAddress | None) -> StreamCarrier | None:
+    def drain(self, seconds: float | None = None) -> Deferred[None]:
+        """Has all connections take no new calls, and close when what runs has ended; fires when all are gone.
+
+        Stop listening first.
+
+        :param seconds: until what still runs is cancelled; `Limits.drain_timeout` by default.
+        """
+        done: Deferred[None] = Deferred()
+        waits = DeferredList([connection.drain(seconds) for connection in self._connections])
+        waits.addCallback(lambda _: done.callback(None))
+        return done
+
+    def buildProtocol(self, addr: IAddress | None) -> TwistedProtocol | None:
         """Makes what handles the connection of a peer; a subclass may return ``None`` to turn the peer away."""
+        if len(self._connections) >= self.limits.max_connections:
+            error = TooManyConnections(f"{len(self._connections)} connections are open already")
+            _log.warn("{peer}: {kind}: {error}", peer=addr, kind=error.type_name, error=error.message)
+            return TurnedAway(error)
         reactor = self.reactor
         if reactor is None:
             from twisted.internet import reactor as installed
@@ -117,6 +157,9 @@ class Factory(TwistedFactory):
                 carrier,
                 address,
                 AGENT,
+                authenticator=self.authenticator,
+                anonymous=self.anonymous,
+                interceptors=self.interceptors,
             )
             connection.opened.addErrback(lambda _: None)
             connection.closed.addCallback(lambda _: self._connections.discard(connection))

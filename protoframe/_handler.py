@@ -22,13 +22,20 @@ class RunningHandler:
 
     :param context: what it runs in.
     :param done: called once, with the result and ``None``, or with ``None`` and the exception.
+    :param waits: called each time when it begins to wait.
     """
 
-    __slots__ = ("_context", "_coroutine", "_done", "_inside", "_waits_for")
+    __slots__ = ("_context", "_coroutine", "_done", "_inside", "_waits", "_waits_for")
 
-    def __init__(self, context: Context, done: Callable[[Any, BaseException | None], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        done: Callable[[Any, BaseException | None], None],
+        waits: Callable[[], None] | None = None,
+    ) -> None:
         self._context = context
         self._done = done
+        self._waits = waits
         self._inside = False
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._waits_for: Deferred[Any] | None = None
@@ -45,6 +52,16 @@ class RunningHandler:
         self._wait(awaited)
         self._inside = False
 
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Runs a coroutine from its beginning, in the context."""
+        self._coroutine = coroutine
+        self._context.run(self._step, None)
+
+    def start_inside(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Runs a coroutine from its beginning; the caller is in the context already."""
+        self._coroutine = coroutine
+        self._step(None)
+
     def cancel(self) -> None:
         """Asks the handler to end: what it waits for is cancelled."""
         if self._waits_for is not None:
@@ -60,6 +77,8 @@ class RunningHandler:
         if not isinstance(awaited, Deferred):
             awaited = fail(TypeError(f"a handler awaits Deferreds and coroutines, not {type(awaited).__name__}"))
         self._waits_for = awaited
+        if self._waits is not None and not awaited.called:
+            self._waits()
         awaited.addBoth(self._resume)
 
     def _resume(self, result: Any) -> None:

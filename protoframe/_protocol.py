@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from protoframe.core.schema import MARK, NAME, RequestOptions
+from protoframe.core.schema import MARK, NAME, PERMISSION, RequestOptions
 from protoframe.errors import Error, LocalProtocolError
 
 if TYPE_CHECKING:
@@ -37,18 +37,24 @@ class Protocol(Generic[PeerT]):
 
     A Protocol's name on the wire is its class's; ``class Speech2(Protocol, name="Speech")`` gives another.
     ``Protocol["ChatClient"]`` says what the other end answers, which is how `peer` is typed.
+    ``class Admin(Protocol, permission="admin")`` is for peers whose `Identity` has that permission; so are its
+    subclasses.
 
     :ivar factory: the `Factory` that serves this conversation; not set at the end that connects.
     """
 
     factory: Factory
 
-    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, name: str | None = None, permission: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if name is not None:
             if not all(part.isidentifier() for part in name.split(".")):
                 raise ValueError(f"{cls.__name__}: name: expected identifiers with dots between, got {name!r}")
             setattr(cls, NAME, name)
+        if permission is not None:
+            if not isinstance(permission, str) or not permission:
+                raise TypeError(f"{cls.__name__}: permission: expected a name, got {permission!r}")
+            setattr(cls, PERMISSION, permission)
 
     @property
     def peer(self) -> PeerT:
@@ -99,6 +105,8 @@ def request(
     timeout: float | None = None,
     raises: Iterable[type[Error]] = (),
     max_size: int | None = None,
+    oneway: bool = False,
+    permission: str | None = None,
 ) -> Callable[[F], F]: ...
 def request(
     function: Any = None,
@@ -108,6 +116,8 @@ def request(
     timeout: float | None = None,
     raises: Iterable[type[Error]] = (),
     max_size: int | None = None,
+    oneway: bool = False,
+    permission: str | None = None,
 ) -> Any:
     """Makes a method of a `Protocol` one that the other end can call.
 
@@ -115,17 +125,32 @@ def request(
     Deferred, or return its result at once.  A body of ``...`` or ``raise NotImplementedError`` declares the method
     without serving it.
 
+    A result annotated as `AsyncIterator` is a stream: the method is an async generator, or returns an async iterator,
+    and is called in ``async for``.  One parameter may be an `AsyncIterator` too, which the caller sends.
+
     :param idempotent: running it twice does what running it once does, so a retry is safe.
-    :param timeout: seconds that a call may take where its caller sets no deadline.
+    :param timeout: seconds that a call may take where its caller sets no deadline; without it that is
+        `Limits.default_timeout`, or as long as it takes where there is a stream.
     :param raises: the errors that travel as themselves; whatever else is raised reaches the caller as `Internal`.
-    :param max_size: bytes that the encoded arguments, and the encoded result, may have; at most, and by default, what
-        `Limits.max_message` of both ends allows.
-    :raises TypeError: ``raises`` holds something that is no `Error` class, or two of one name.
+    :param max_size: bytes that the encoded arguments, the encoded result, and each item of a stream, may have; at most,
+        and by default, what `Limits.max_message` of both ends allows.
+    :param oneway: the caller wants no answer, and the call may get lost: when the connection is lost, or where too many
+        calls run already.  The result is ``None``.
+    :param permission: what the peer's `Identity` must be permitted; that of the Protocol is asked for as well.
+    :raises TypeError: ``raises`` holds something that is no `Error` class, or two of one name, or a oneway request has
+        any.
     :raises ValueError: ``timeout`` or ``max_size`` is out of bounds.
     """
     if isinstance(raises, type):
         raise TypeError(f"raises: expected a list of errors, got {raises.__name__}")
-    options = RequestOptions(idempotent=idempotent, timeout=timeout, raises=tuple(raises), max_size=max_size)
+    options = RequestOptions(
+        idempotent=idempotent,
+        timeout=timeout,
+        raises=tuple(raises),
+        max_size=max_size,
+        oneway=oneway,
+        permission=permission,
+    )
 
     def mark(function: F) -> F:
         if not callable(function) or isinstance(function, type | staticmethod | classmethod):

@@ -1,21 +1,19 @@
 """Typed proxies: the other end of a conversation, as an object whose methods call it.
 
-Knows a Protocol's methods, and of a connection that it takes calls; to type checkers a proxy of ``Speech`` is a
+Knows a Protocol's methods, and what makes the calls of one end; to type checkers a proxy of ``Speech`` is a
 ``Speech``.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 from protoframe.core.schema import Method, encode_msgpack, methods_of
 
 if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
-
-    from protoframe._connection import Connection
+    from protoframe._calling import Caller
 
 __all__ = ["Proxy", "proxy_class"]
 
@@ -25,11 +23,12 @@ class Proxy:
 
     _protocol: type
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, calls: Caller, where: str) -> None:
+        self._calls = calls
+        self._where = where
 
     def __repr__(self) -> str:
-        return f"<{self._protocol.__name__} at {self._connection.where}>"
+        return f"<{self._protocol.__name__} at {self._where}>"
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"{self._protocol.__name__} has no request called {name}")
@@ -54,15 +53,70 @@ def proxy_class(protocol: type) -> type[Proxy]:
     return made
 
 
-def _caller(protocol: type, method: Method) -> Callable[..., Deferred[Any]]:
-    parameters = method.parameters
-
-    def call(self: Proxy, /, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        return self._connection.call(method, encode_msgpack(parameters(*args, **kwargs)))
-
+def _caller(protocol: type, method: Method) -> Callable[..., Any]:
+    """The method of a proxy that makes the calls of one request."""
     declared = inspect.getattr_static(protocol, method.name)
-    call.__name__ = method.name
-    call.__qualname__ = f"{protocol.__name__}.{method.name}"
-    call.__doc__ = declared.__doc__
-    call.__signature__ = inspect.signature(declared)  # type: ignore[attr-defined]
-    return call
+    signature = inspect.signature(declared)
+    parameters = method.parameters
+    sends = method.sends
+
+    def call(self: Proxy, /, *args: Any, **kwargs: Any) -> Any:
+        calls = self._calls
+        arguments = parameters(*args, **kwargs)
+        if calls.is_intercepted:
+            return _intercepted(calls, method, arguments, None)
+        return calls.call(method, encode_msgpack(arguments))
+
+    def call_otherwise(self: Proxy, /, *args: Any, **kwargs: Any) -> Any:
+        calls = self._calls
+        sent = None
+        if sends is not None:
+            given = signature.bind(self, *args, **kwargs).arguments
+            _, sent = given.pop(next(iter(given))), given.pop(sends)
+            if not hasattr(sent, "__aiter__"):
+                raise TypeError(f"{method.full_name}: {sends}: expected an async iterator, got {type(sent).__name__}")
+            arguments = parameters(**given)
+        else:
+            arguments = parameters(*args, **kwargs)
+        if calls.is_intercepted:
+            return _intercepted(calls, method, arguments, sent)
+        return _make(calls, method, arguments, sent)
+
+    made = call if not method.flags else call_otherwise
+    made.__name__ = method.name
+    made.__qualname__ = f"{protocol.__name__}.{method.name}"
+    made.__doc__ = declared.__doc__
+    made.__signature__ = signature  # type: ignore[attr-defined]
+    return made
+
+
+def _make(calls: Caller, method: Method, arguments: Any, sent: Any) -> Any:
+    """Makes a call of any kind."""
+    octets = encode_msgpack(arguments)
+    if method.items is not None:
+        return calls.call_stream(method, octets, sent)
+    if method.options.oneway:
+        return calls.call_oneway(method, octets)
+    return calls.call(method, octets, sent)
+
+
+def _intercepted(calls: Caller, method: Method, arguments: Any, sent: Any) -> Any:
+    """Makes a call as the interceptors of this end have it."""
+    running = calls.make_intercepted(method, arguments, lambda: _make(calls, method, arguments, sent))
+    return running if method.items is None else _items_of(running)
+
+
+async def _items_of(running: Any) -> AsyncGenerator[Any, None]:
+    """The items of a stream that interceptors give when they have proceeded."""
+    try:
+        items = await running
+    except GeneratorExit:
+        running.cancel()
+        raise
+    try:
+        async for item in items:
+            yield item
+    finally:
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            await close()

@@ -6,9 +6,10 @@ sent.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
 from types import CoroutineType
 from typing import Any
@@ -21,31 +22,42 @@ from twisted.python.failure import Failure
 from protoframe._context import NO_METADATA, Scope, decode_metadata, scope
 from protoframe._handler import RunningHandler
 from protoframe._protocol import Protocol
+from protoframe._streaming import Inlets, Outlet, Outlets, Stream
 from protoframe.core.conversation import Conversation
-from protoframe.core.events import RequestCancelled, RequestReceived
-from protoframe.core.frames import ErrorBody
-from protoframe.core.schema import Method, encode_json, encode_msgpack
+from protoframe.core.events import RequestCancelled, RequestDropped, RequestReceived
+from protoframe.core.frames import ErrorBody, Flag
+from protoframe.core.messages import BACKLOG
+from protoframe.core.schema import ItemType, Method, encode_json, encode_msgpack
 from protoframe.core.state import State
 from protoframe.errors import (
+    BY_NAME,
     Cancelled,
     DeadlineExceeded,
     Error,
+    FailedPrecondition,
     Internal,
     InvalidArgument,
+    LocalProtocolError,
     MessageTooLarge,
+    PermissionDenied,
     Status,
+    Unauthenticated,
     UnknownMethod,
 )
+from protoframe.interceptors import Chain, IInterceptor, InterceptedCall
 
-__all__ = ["BACKLOG", "MethodTable", "Server"]
+__all__ = ["MethodTable", "Server"]
+
+_log = Logger(namespace="protoframe.server")
 
 #: What is served: by the name on the wire, the method and which of the connection's Protocols has it.
 MethodTable = Mapping[bytes, tuple[Method, int]]
 
 _CLOSED = State.CLOSED
-
-#: Octets of answers that may wait to be sent while more requests are served.
-BACKLOG = 1024 * 1024
+_JSON = int(Flag.JSON)
+_ITEMS = int(Flag.ITEMS)
+_STREAM = int(Flag.STREAM)
+_STREAMS = _ITEMS | _STREAM
 
 
 class Server:
@@ -57,11 +69,14 @@ class Server:
     :param max_nesting: of values whose type does not bound it.
     :param clock: gives the time.
     :param address: the peer's.
+    :param where: the same, as a text.
+    :param outlets: the streams that this end sends.
+    :param inlets: the streams that come.
+    :param interceptors: what runs around each call, the outermost first.
     :param wake: called when there is something to send that no event of the conversation led to.
     :ivar held: requests that wait until answers have been sent.
+    :ivar identity: who the peer has shown to be.
     """
-
-    log = Logger(namespace="protoframe.server")
 
     def __init__(
         self,
@@ -71,6 +86,10 @@ class Server:
         max_nesting: int,
         clock: Callable[[], float],
         address: Any,
+        where: str,
+        outlets: Outlets,
+        inlets: Inlets,
+        interceptors: Sequence[IInterceptor],
         wake: Callable[[], None],
     ) -> None:
         self._conversation = conversation
@@ -79,6 +98,13 @@ class Server:
         self._max_nesting = max_nesting
         self._clock = clock
         self._address = address
+        self._where = where
+        self._outlets = outlets
+        self._inlets = inlets
+        self._interceptors = interceptors
+        self.identity: Any = None
+        self._streaming: dict[int, Outlet] = {}
+        self._dropped = 0
         self._wake = wake
         self._running: dict[int, RunningHandler] = {}
         self.held: deque[RequestReceived] = deque()
@@ -110,6 +136,9 @@ class Server:
             self._verdicts[event.call_id] = (
                 DeadlineExceeded("the deadline passed while the call was served") if event.expired else Cancelled()
             )
+            outlet = self._streaming.get(event.call_id)
+            if outlet is not None:
+                outlet.abandon()
             running.cancel()
             return
         for held in self.held:
@@ -123,6 +152,19 @@ class Server:
         body = ErrorBody(error.status, error.type_name, error.message)
         self._conversation.refuse(call_id, body, processed=False)
 
+    def drop(self, event: RequestDropped) -> None:
+        """Notes that a call which wants no answer was dropped."""
+        self._dropped += 1
+        if self._dropped & (self._dropped - 1) == 0:
+            # The first, the second, the fourth...: a flood of them is no flood of lines.
+            name = event.method.decode("utf-8", "replace")
+            _log.warn(
+                "{where}: too many calls run; {dropped} oneway calls were dropped, the last of {method}",
+                where=self._where,
+                dropped=self._dropped,
+                method=name,
+            )
+
     def serve(self, event: RequestReceived) -> None:
         """Serves a request."""
         entry = self._table.get(event.method)
@@ -132,20 +174,26 @@ class Server:
             self._refuse(event.call_id, UnknownMethod(text))
             return
         method, index = entry
+        if method.permissions and not self._is_permitted(event.call_id, method):
+            return
+        if (event.flags ^ method.flags) & _STREAMS and not self._streams_fit(event, method):
+            return
         max_size = method.options.max_size
         if max_size is not None and len(event.arguments) > max_size:
             text = f"the arguments are {len(event.arguments)} bytes, and {max_size} are allowed"
             self._refuse(event.call_id, MessageTooLarge(text))
             return
         try:
-            arguments = method.decode_arguments(event.arguments, self._max_nesting, json=event.json)
+            arguments = method.decode_arguments(event.arguments, self._max_nesting, json=event.flags & _JSON != 0)
+            if method.sent_items is not None:
+                arguments += (self._take_stream(event, method.full_name, method.sent_items),)
             received = decode_metadata(event.metadata) if event.metadata else NO_METADATA
         except InvalidArgument as error:
             self._refuse(event.call_id, error)
             return
         except Exception as error:
             # A type of the user's that fails in a way of its own, in ``__post_init__``, say.
-            self._handler_failed(event.call_id, method, error, event.json)
+            self._handler_failed(event.call_id, method, error, event.flags)
             return
         context = copy_context()
         context.run(self._begin, context, event, method, self._protocols[index], arguments, received)
@@ -159,9 +207,16 @@ class Server:
         arguments: tuple[Any, ...],
         received: Mapping[str, str],
     ) -> None:
-        scope.set(Scope(self._clock, event.deadline, b"", method.full_name, self._address, received))
+        deadline = event.deadline if event.deadline != math.inf else None
+        scope.set(Scope(self._clock, deadline, b"", method.full_name, self._address, received, self.identity))
         try:
-            result = method.invoke(protocol, *arguments)
+            if self._interceptors:
+                result: Any = self._intercepted(event, method, protocol, arguments, received)
+            else:
+                result = method.invoke(protocol, *arguments)
+            if method.items is not None:
+                self._stream(context, event, method, result)
+                return
             if isinstance(result, CoroutineType):
                 try:
                     awaited = result.send(None)
@@ -174,15 +229,24 @@ class Server:
                 self._run(context, event, method).follow(result)
                 return
         except BaseException as error:
-            self._handler_failed(event.call_id, method, error, event.json)
+            self._handler_failed(event.call_id, method, error, event.flags)
         else:
-            self._handler_returned(event.call_id, method, result, event.json)
+            self._handler_returned(event.call_id, method, result, event.flags)
 
-    def _run(self, context: Context, event: RequestReceived, method: Method) -> RunningHandler:
-        call_id, json = event.call_id, event.json
+    def _run(
+        self,
+        context: Context,
+        event: RequestReceived,
+        method: Method,
+        outlet: Outlet | None = None,
+    ) -> RunningHandler:
+        call_id, flags = event.call_id, event.flags
 
         def done(result: Any, error: BaseException | None) -> None:
             self._running.pop(call_id, None)
+            if outlet is not None:
+                outlet.abandon()
+                del self._streaming[call_id]
             verdict = self._verdicts.pop(call_id, None)
             if verdict is not None and self._conversation.state is _CLOSED:
                 pass
@@ -190,18 +254,97 @@ class Server:
                 body = ErrorBody(verdict.status, verdict.type_name, verdict.message)
                 self._conversation.refuse(call_id, body)
             elif error is not None:
-                self._handler_failed(call_id, method, error, json)
-            else:
-                self._handler_returned(call_id, method, result, json)
+                self._handler_failed(call_id, method, error, flags)
+            elif outlet is None:
+                self._handler_returned(call_id, method, result, flags)
+            elif self._conversation.state is not _CLOSED:
+                self._conversation.end_items(call_id)
+                self._forget(call_id, flags)
             self._wake()
 
-        running = self._running[call_id] = RunningHandler(context, done)
+        running = self._running[call_id] = RunningHandler(context, done, outlet.flush if outlet is not None else None)
         self._conversation.suspend(call_id, event.deadline)
         return running
 
-    def _handler_returned(self, call_id: int, method: Method, result: Any, json: bool) -> None:
+    # Streams.
+
+    def _streams_fit(self, event: RequestReceived, method: Method) -> bool:
+        """Whether the call sends a stream where the method takes one, and takes one where it gives one.
+
+        One that takes a stream and gets a value sees so itself.
+        """
+        if method.flags & _STREAM and not event.flags & _STREAM:
+            text = "answers with a stream, and the call takes none"
+        elif method.flags & _ITEMS and not event.flags & _ITEMS:
+            text = f"takes a stream ({method.sends}), and the call sends none"
+        elif event.flags & _ITEMS and not method.flags & _ITEMS:
+            text = "takes no stream, and the call sends one"
+        else:
+            return True
+        self._refuse(event.call_id, FailedPrecondition(f"{method.full_name} {text}"))
+        return False
+
+    def _take_stream(self, event: RequestReceived, name: str, items: ItemType) -> Stream:
+        """The stream that comes with a call."""
+        call_id, json = event.call_id, event.flags & _JSON != 0
+
+        def decode(message: bytes, count: int) -> list[Any]:
+            return items.decode(message, count, self._max_nesting, json=json)
+
+        return Stream(self._inlets.open(call_id, decode))
+
+    def _stream(self, context: Context, event: RequestReceived, method: Method, result: Any) -> None:
+        """Sends the stream that a handler gave."""
+        outlet = Outlet(self._outlets, event.call_id, json=event.flags & _JSON != 0, max_size=method.options.max_size)
+        self._streaming[event.call_id] = outlet
+        self._run(context, event, method, outlet).start_inside(_send_stream(outlet, result))
+
+    def _forget(self, call_id: int, flags: int) -> None:
+        """The call is answered: nobody takes any more of what comes with it."""
+        if flags & _ITEMS:
+            self._inlets.fail(call_id, LocalProtocolError("the call is over, and so is the stream that came with it"))
+
+    # What runs around a call.
+
+    def _is_permitted(self, call_id: int, method: Method) -> bool:
+        if self.identity is None:
+            self._refuse(call_id, Unauthenticated(f"{method.full_name} asks who calls"))
+            return False
+        missing = method.permissions - self.identity.permissions
+        if missing:
+            text = f"{method.full_name} takes the permission {', '.join(sorted(missing))}"
+            self._refuse(call_id, PermissionDenied(text))
+            return False
+        return True
+
+    def _intercepted(
+        self,
+        event: RequestReceived,
+        method: Method,
+        protocol: Protocol[Any],
+        arguments: tuple[Any, ...],
+        received: Mapping[str, str],
+    ) -> Coroutine[Any, Any, Any]:
+        call = InterceptedCall(
+            method=method.full_name,
+            incoming=True,
+            arguments=method.parameters(*arguments[: len(method.parameters.__struct_fields__)]),
+            address=self._address,
+            identity=self.identity,
+            metadata=received,
+            where=self._where,
+            streams=method.items is not None,
+        )
+        chain = Chain(self._interceptors, call, lambda: method.invoke(protocol, *arguments))
+        return _run_chain(chain)
+
+    # Outcomes.
+
+    def _handler_returned(self, call_id: int, method: Method, result: Any, flags: int) -> None:
         if self._conversation.state is _CLOSED:
             return
+        self._forget(call_id, flags)
+        json = flags & _JSON
         try:
             octets = encode_json(result) if json else encode_msgpack(result)
             max_size = method.options.max_size
@@ -209,15 +352,21 @@ class Server:
                 raise MessageTooLarge(f"the result is {len(octets)} bytes, and {max_size} are allowed")
             self._conversation.respond(call_id, octets)
         except MessageTooLarge as error:
-            self.log.error("{method}: {error}", method=method.full_name, error=error.message)
+            _log.error("{method}: {error}", method=method.full_name, error=error.message)
             self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
         except Exception as error:
-            self._handler_failed(call_id, method, error, json)
+            self._handler_failed(call_id, method, error, flags)
 
-    def _handler_failed(self, call_id: int, method: Method, error: BaseException, json: bool) -> None:
+    def _handler_failed(self, call_id: int, method: Method, error: BaseException, flags: int) -> None:
         if self._conversation.state is _CLOSED:
             # Nobody waits for the answer; what went wrong is still worth a line.
             self._log_failure(method, error, "")
+            return
+        self._forget(call_id, flags)
+        json = flags & _JSON != 0
+        if isinstance(error, _Refusal):
+            error = error.error
+            self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
             return
         declared = method.error_for(error)
         if declared is not None and isinstance(error, Error):
@@ -237,9 +386,32 @@ class Server:
 
     def _log_failure(self, method: Method, error: BaseException, incident: str) -> None:
         failure = Failure(error, type(error), error.__traceback__)
-        self.log.failure(
+        _log.failure(
             "{method} failed (incident {incident})",
             failure=failure,
             method=method.full_name,
             incident=incident or "-",
         )
+
+
+class _Refusal(Exception):
+    """An interceptor refused the call, with an error of the framework's."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__()
+        self.error = error
+
+
+async def _run_chain(chain: Chain) -> Any:
+    try:
+        return await chain.run()
+    except Error as error:
+        if error is not chain.innermost_error and type(error) is BY_NAME.get(type(error).__name__):
+            raise _Refusal(error) from None
+        raise
+
+
+async def _send_stream(outlet: Outlet, result: Any) -> None:
+    if isinstance(result, CoroutineType | Deferred):
+        result = await result
+    await outlet.run(result)

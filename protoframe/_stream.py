@@ -17,12 +17,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from protoframe._connection import Connection
-from protoframe.core.frames import serialize_preface
+from protoframe._tls import certificate_of
+from protoframe.core.frames import GoAway, Kind, serialize_frame, serialize_preface
 from protoframe.core.limits import Limits
 from protoframe.core.stream import FrameReader
-from protoframe.errors import RemoteProtocolError, VersionMismatch
+from protoframe.errors import Error, RemoteProtocolError, VersionMismatch
 
-__all__ = ["StreamCarrier"]
+__all__ = ["StreamCarrier", "TurnedAway"]
+
+_log = Logger(namespace="protoframe.stream")
 
 
 @implementer(IPushProducer)
@@ -35,8 +38,6 @@ class StreamCarrier(TwistedProtocol):
     :param pauses_peer: whether to read no more while the peer does not read.
     :ivar connection: what is carried, from `connectionMade` on.
     """
-
-    log = Logger(namespace="protoframe.stream")
 
     connection: Connection
     transport: Any
@@ -75,7 +76,7 @@ class StreamCarrier(TwistedProtocol):
         try:
             self.connection = self._connect(self, transport.getPeer())
         except Exception:
-            self.log.failure("what should serve {peer} could not be made", peer=transport.getPeer())
+            _log.failure("what should serve {peer} could not be made", peer=transport.getPeer())
             self._is_over = True
             self.abort()
             return
@@ -160,11 +161,21 @@ class StreamCarrier(TwistedProtocol):
         transport.write(data)
 
     def close(self) -> None:
-        """Closes when all is written.  What the peer still sends is not read."""
+        """Closes when all is written.  What the peer still sends is thrown away.
+
+        To close a socket that has something unread in it would make the kernel throw away what the peer has not got yet
+        (RFC 1122, section 4.2.2.13): so this end says that it sends no more, and reads on until the peer closes.
+        """
         self._is_over = True
+        transport = self.transport
+        transport.unregisterProducer()
+        if self._peer_is_paused:
+            transport.resumeProducing()
+        if self._socket is not None and not transport.TLS:
+            transport.loseWriteConnection()
+        else:
+            transport.loseConnection()
         self._socket = None
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
 
     def abort(self) -> None:
         """Closes at once."""
@@ -173,6 +184,10 @@ class StreamCarrier(TwistedProtocol):
             abort()
         else:
             self.transport.loseConnection()
+
+    def certificate(self) -> Any:
+        """The certificate that the peer has shown, and that was verified; ``None`` where there is none."""
+        return certificate_of(self.transport)
 
     def next_timer(self) -> float:
         """When a frame that is on the way has taken too long."""
@@ -183,3 +198,21 @@ class StreamCarrier(TwistedProtocol):
         :raises RemoteProtocolError: a frame has taken too long.
         """
         self._reader.handle_timer(now)
+
+
+class TurnedAway(TwistedProtocol):
+    """The `IProtocol` of a connection that is not wanted: it says why, and closes.
+
+    :param error: why.
+    """
+
+    transport: Any
+
+    def __init__(self, error: Error) -> None:
+        self._error = error
+
+    def connectionMade(self) -> None:
+        """Says why, and closes."""
+        goaway = GoAway(self._error.status, 0, f"{self._error.type_name}: {self._error.message}")
+        self.transport.write(serialize_preface() + serialize_frame(Kind.GOAWAY, 0, 0, goaway.serialize()))
+        self.transport.loseConnection()

@@ -9,13 +9,16 @@ gateway need not translate them; `pf` exits with 64 plus the number)::
     Error                      2   declared by a handler; the base of everything below
     ├── Cancelled              1   the caller gave up, or the connection that the call came over did
     ├── InvalidArgument        3   an argument is missing or is not what the parameter's type asks for
+    │   └── NestedTooDeep          it has more containers within containers than an end takes
     ├── DeadlineExceeded       4   the time ran out (also a TimeoutError)
     ├── NotFound               5
     ├── AlreadyExists          6
     ├── PermissionDenied       7
     ├── ResourceExhausted      8   a limit was met
     │   ├── MessageTooLarge        a value is larger than an end takes
-    │   └── TooManyCalls           more calls at once than an end takes
+    │   ├── TooManyCalls           more calls at once than an end takes
+    │   ├── TooManyConnections     more connections at once than a server takes
+    │   └── TooMuchUnsent          more waits to be sent than an end keeps for a peer that does not read
     ├── FailedPrecondition     9
     ├── Aborted               10
     ├── OutOfRange            11
@@ -27,11 +30,21 @@ gateway need not translate them; `pf` exits with 64 plus the number)::
     ├── Unavailable           14
     │   ├── ConnectFailed          no conversation could be opened (also a ConnectionError)
     │   ├── ConnectionLost         the conversation ended before the answer came (also a ConnectionError)
+    │   │   ├── KeepaliveTimeout   the other end gave no sign of life
+    │   │   └── WriteTimeout       the other end read nothing of what there was for it
     │   └── GoingAway              the other end takes no more calls
     ├── DataLoss              15
     ├── Unauthenticated       16
     └── ProtocolError
         ├── RemoteProtocolError 13  the peer broke the wire format: its bug
+        │   ├── HandshakeTimeout       it did not greet in time
+        │   ├── FrameTimeout           a frame did not come whole in time
+        │   ├── FrameTooLarge          a frame is longer than this end takes
+        │   ├── TooMuchUnfinished      more messages were begun at once than this end holds
+        │   ├── CreditExceeded         items came without credit
+        │   └── Flood               8
+        │       ├── CancelFlood        more calls were cancelled, or opened, than this end takes
+        │       └── PingFlood          more PINGs came than this end takes
         └── LocalProtocolError  13  this end was used wrongly: your bug
 """
 
@@ -45,32 +58,45 @@ from typing import Any, ClassVar, dataclass_transform
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "CancelFlood",
     "Cancelled",
     "ConnectFailed",
     "ConnectionLost",
+    "CreditExceeded",
     "DataLoss",
     "DeadlineExceeded",
     "Error",
     "FailedPrecondition",
+    "Flood",
+    "FrameTimeout",
+    "FrameTooLarge",
     "GoingAway",
+    "HandshakeTimeout",
     "Internal",
     "InvalidArgument",
     "InvalidResponse",
+    "KeepaliveTimeout",
     "LocalProtocolError",
     "MessageTooLarge",
+    "NestedTooDeep",
     "NotFound",
     "OutOfRange",
     "PermissionDenied",
+    "PingFlood",
     "ProtocolError",
     "RemoteProtocolError",
     "ResourceExhausted",
     "Status",
     "TooManyCalls",
+    "TooManyConnections",
+    "TooMuchUnfinished",
+    "TooMuchUnsent",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "UnknownMethod",
     "VersionMismatch",
+    "WriteTimeout",
 ]
 
 
@@ -211,8 +237,20 @@ class MessageTooLarge(ResourceExhausted):
     """The encoded arguments or result have more bytes than an end takes."""
 
 
+class NestedTooDeep(InvalidArgument):
+    """An argument has more containers within containers than an end takes."""
+
+
 class TooManyCalls(ResourceExhausted):
     """More calls are in flight, or wait to be, than an end takes."""
+
+
+class TooManyConnections(ResourceExhausted):
+    """More connections are open than a server takes."""
+
+
+class TooMuchUnsent(ResourceExhausted):
+    """More waits to be sent than an end keeps for a peer that does not read."""
 
 
 class FailedPrecondition(Error):
@@ -275,6 +313,14 @@ class ConnectionLost(Unavailable, ConnectionError):
     """The conversation ended before the answer came; `Error.may_have_run` says whether the call may have run."""
 
 
+class KeepaliveTimeout(ConnectionLost):
+    """The other end was silent, and gave no sign of life when it was asked for one."""
+
+
+class WriteTimeout(ConnectionLost):
+    """The other end read nothing of what there was for it for too long."""
+
+
 class GoingAway(Unavailable):
     """The other end takes no more calls; this one did not run."""
 
@@ -299,6 +345,40 @@ class ProtocolError(Error):
 
 class RemoteProtocolError(ProtocolError):
     """The peer broke the rules of the wire format; the conversation is over."""
+
+
+class HandshakeTimeout(RemoteProtocolError):
+    """The peer did not greet in time."""
+
+
+class FrameTimeout(RemoteProtocolError):
+    """A frame of the peer's did not come whole in time."""
+
+
+class FrameTooLarge(RemoteProtocolError):
+    """The peer sent a longer frame than this end takes."""
+
+
+class TooMuchUnfinished(RemoteProtocolError):
+    """The peer began more messages at once than this end holds."""
+
+
+class CreditExceeded(RemoteProtocolError):
+    """The peer sent more items of a stream than it had credit for."""
+
+
+class Flood(RemoteProtocolError):
+    """The peer does something more often than anybody needs to."""
+
+    status = Status.RESOURCE_EXHAUSTED
+
+
+class CancelFlood(Flood):
+    """The peer cancels more calls than this end takes, or opens more than it may."""
+
+
+class PingFlood(Flood):
+    """The peer sends more PINGs than this end takes."""
 
 
 class LocalProtocolError(ProtocolError):
@@ -327,7 +407,8 @@ BY_STATUS: Mapping[int, type[Error]] = {
 
 #: The narrower classes that the framework itself sends by name, whatever a method declares.
 BY_NAME: Mapping[str, type[Error]] = {
-    cls.__name__: cls for cls in (*BY_STATUS.values(), MessageTooLarge, TooManyCalls, UnknownMethod, GoingAway)
+    cls.__name__: cls
+    for cls in (*BY_STATUS.values(), MessageTooLarge, NestedTooDeep, TooManyCalls, UnknownMethod, GoingAway)
 }
 
 

@@ -30,12 +30,13 @@ JSONSchema = dict[str, Any]
 
 
 class ParameterDescription(msgspec.Struct, frozen=True):
-    """A parameter: its name, its type as Python writes it, and whether a call must give it."""
+    """A parameter: its name, its type as Python writes it, whether a call must give it, and whether it is a stream."""
 
     name: str
     type: str
     required: bool
     default: Any = None
+    stream: bool = False
 
 
 class ErrorDescription(msgspec.Struct, frozen=True):
@@ -61,6 +62,12 @@ class MethodDescription(msgspec.Struct, frozen=True):
     max_size: int | None
     arguments_schema: JSONSchema
     result_schema: JSONSchema
+    #: Whether the result is a stream; the schema of the result is then that of its items.
+    stream: bool = False
+    #: The schema of the items of the parameter that is a stream, where there is one.
+    items_schema: JSONSchema | None = None
+    oneway: bool = False
+    permissions: list[str] = []
 
 
 class ProtocolDescription(msgspec.Struct, frozen=True):
@@ -95,7 +102,9 @@ def describe(name: str, doc: str, methods: Sequence[Method]) -> ProtocolDescript
     """Describes methods of one Protocol."""
     types: list[Any] = []
     for method in methods:
-        types += [method.parameters, method.result, *(error.fields for error in method.errors.values())]
+        types += [method.parameters, method.result]
+        types += [method.sent_items.type] if method.sent_items is not None else []
+        types += [*(error.fields for error in method.errors.values())]
     schemas, definitions = msgspec.json.schema_components(types)
     schema_of = iter(schemas)
 
@@ -114,13 +123,14 @@ def describe(name: str, doc: str, methods: Sequence[Method]) -> ProtocolDescript
     for method in methods:
         arguments_schema = inline()
         result_schema = next(schema_of)
+        items_schema = next(schema_of) if method.sent_items is not None else None
         descriptions.append(
             MethodDescription(
                 name=method.name,
-                signature=f"{method.name}({_parameters_text(method)}) -> {type_name(method.result)}",
+                signature=f"{method.name}({_parameters_text(method)}) -> {_result_name(method)}",
                 doc=method.doc,
                 parameters=_parameters(method),
-                result=type_name(method.result),
+                result=_result_name(method),
                 errors=[
                     ErrorDescription(error.name, int(error.cls.status), inspect.getdoc(error.cls) or "", inline())
                     for error in method.errors.values()
@@ -130,6 +140,10 @@ def describe(name: str, doc: str, methods: Sequence[Method]) -> ProtocolDescript
                 max_size=method.options.max_size,
                 arguments_schema=arguments_schema,
                 result_schema=result_schema,
+                stream=method.items is not None,
+                items_schema=items_schema,
+                oneway=method.options.oneway,
+                permissions=sorted(method.permissions),
             ),
         )
     return ProtocolDescription(name, doc, descriptions, definitions)
@@ -162,8 +176,13 @@ def _served(
     return served
 
 
+def _result_name(method: Method) -> str:
+    name = type_name(method.result)
+    return name if method.items is None else f"AsyncIterator[{name}]"
+
+
 def _parameters(method: Method) -> list[ParameterDescription]:
-    return [
+    parameters = [
         ParameterDescription(
             field.name,
             type_name(field.type),
@@ -172,13 +191,21 @@ def _parameters(method: Method) -> list[ParameterDescription]:
         )
         for field in msgspec.structs.fields(method.parameters)
     ]
+    if method.sends is not None and method.sent_items is not None:
+        sent = ParameterDescription(
+            method.sends, f"AsyncIterator[{type_name(method.sent_items.type)}]", True, stream=True
+        )
+        parameters.insert(method.sends_at, sent)
+    return parameters
 
 
 def _parameters_text(method: Method) -> str:
-    return ", ".join(
-        f"{field.name}: {type_name(field.type)}" + ("" if field.required else f" = {_default(field)!r}")
+    defaults = {
+        field.name: f" = {_default(field)!r}"
         for field in msgspec.structs.fields(method.parameters)
-    )
+        if not field.required
+    }
+    return ", ".join(f"{one.name}: {one.type}{defaults.get(one.name, '')}" for one in _parameters(method))
 
 
 def _shown(default: Any) -> Any:

@@ -24,6 +24,8 @@ from protoframe._version import __version__
 
 __all__ = ["ServerOptions", "ServerService"]
 
+_log = Logger(namespace="protoframe.service")
+
 
 class ServerOptions(usage.Options):
     """Command-line options that every server has; a server's own go into a subclass.
@@ -89,8 +91,6 @@ class ServerService(Service):
     :param options: the command line, with where to listen.
     """
 
-    log = Logger(namespace="protoframe.service")
-
     def __init__(self, factory: Factory, options: ServerOptions) -> None:
         self._factory = factory
         self._options = options
@@ -127,7 +127,7 @@ class ServerService(Service):
 
     def _listening(self, port: IListeningPort, where: str) -> None:
         self._ports.append(port)
-        self.log.info("serving {protocols} at {where}", where=where, protocols=", ".join(self._names()))
+        _log.info("serving {protocols} at {where}", where=where, protocols=", ".join(self._names()))
 
     def _names(self) -> list[str]:
         return [protocol.__name__ for protocol in self._factory.protocols]
@@ -135,7 +135,7 @@ class ServerService(Service):
     def _failed(self, failure: Failure, where: str) -> None:
         self._broken = True
         text = f"cannot listen at {where}: {reason_of(failure.value)}"
-        self.log.critical("{text}", text=text)
+        _log.critical("{text}", text=text)
         parent: Any = getattr(self._options, "parent", None) or {}
         pidfile = parent.get("pidfile")
         if pidfile and os.path.exists(pidfile):

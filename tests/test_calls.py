@@ -663,13 +663,34 @@ def test_a_factory_says_what_it_cannot_serve() -> None:
 
     class Streams(Protocol):
         @request
-        def method(self) -> AsyncIterator[str]:
+        def method(self) -> AsyncIterator:  # type: ignore[type-arg]
+            raise NotImplementedError
+
+    class Nested(Protocol):
+        @request
+        def method(self) -> AsyncIterator[AsyncIterator[str]]:
+            raise NotImplementedError
+
+    class Two(Protocol):
+        @request
+        async def method(self, one: AsyncIterator[str], other: AsyncIterator[str]) -> None:
+            raise NotImplementedError
+
+    class Answers(Protocol):
+        @request(oneway=True)
+        async def method(self) -> int:
             raise NotImplementedError
 
     with pytest.raises(TypeError, match=r"Unannotated\.method: parameter text has no annotation"):
         Factory(Unannotated)
-    with pytest.raises(TypeError, match=r"Streams\.method: result: streams are not supported"):
+    with pytest.raises(TypeError, match=r"Streams\.method: result: a stream of what\?"):
         Factory(Streams)
+    with pytest.raises(TypeError, match=r"Nested\.method: result: the items of a stream cannot be streams"):
+        Factory(Nested)
+    with pytest.raises(TypeError, match=r"Two\.method: one and other are streams, and a call sends one at most"):
+        Factory(Two)
+    with pytest.raises(TypeError, match=r"Answers\.method: a oneway request has no result"):
+        Factory(Answers)
     with pytest.raises(TypeError, match="at least one Protocol"):
         Factory()
     with pytest.raises(TypeError, match="subclasses of protoframe"):

@@ -15,16 +15,27 @@ from protoframe.errors import Error
 
 __all__ = [
     "CallFailed",
+    "CreditReceived",
     "Drained",
+    "EndReceived",
     "Ended",
     "ErrorReceived",
     "Event",
+    "Greeted",
+    "ItemsReceived",
     "Opened",
     "PongReceived",
     "RequestCancelled",
+    "RequestDropped",
     "RequestReceived",
     "ResponseReceived",
 ]
+
+
+class Greeted(msgspec.Struct, gc=False):
+    """The peer's HELLO has come, and is to be looked at; `Conversation.greet` or `Conversation.end` is to follow."""
+
+    hello: Hello
 
 
 class Opened(msgspec.Struct, gc=False):
@@ -34,14 +45,18 @@ class Opened(msgspec.Struct, gc=False):
 
 
 class RequestReceived(msgspec.Struct, gc=False):
-    """The peer calls.  Exactly one of `Conversation.respond` and `Conversation.refuse` is to follow."""
+    """The peer calls.
+
+    Exactly one of `Conversation.respond`, `Conversation.refuse` and, where the flags have STREAM,
+    `Conversation.end_items` is to follow.  The deadline is infinity where there is none.
+    """
 
     call_id: int
     method: bytes
     deadline: float
     metadata: bytes
     arguments: bytes
-    json: bool
+    flags: int
 
 
 class RequestCancelled(msgspec.Struct, gc=False):
@@ -76,6 +91,40 @@ class CallFailed(msgspec.Struct):
     error: Error
 
 
+class RequestDropped(msgspec.Struct, gc=False):
+    """The peer made a call that wants no answer, and there is no room for it."""
+
+    method: bytes
+
+
+class ItemsReceived(msgspec.Struct, gc=False):
+    """Items of a stream, of a call of either end.  `Conversation.give_back` is to follow, once they are taken.
+
+    :ivar message: what `protoframe.core.frames.parse_count` reads.
+    """
+
+    call_id: int
+    count: int
+    message: bytes
+    cost: int
+
+
+class EndReceived(msgspec.Struct):
+    """A stream has ended: the answer to a call of this end, whose token it has, or what comes with one of the peer's.
+
+    That has ``None`` for a token.
+    """
+
+    call_id: int
+    token: Any
+
+
+class CreditReceived(msgspec.Struct, gc=False):
+    """Items may go that had to wait: of one stream, or (call id 0) of any."""
+
+    call_id: int
+
+
 class PongReceived(msgspec.Struct, gc=False):
     """The answer to a PING, with its payload."""
 
@@ -96,12 +145,17 @@ class Ended(msgspec.Struct):
 
 
 Event = (
-    Opened
+    Greeted
+    | Opened
     | RequestReceived
     | RequestCancelled
     | ResponseReceived
     | ErrorReceived
     | CallFailed
+    | RequestDropped
+    | ItemsReceived
+    | EndReceived
+    | CreditReceived
     | PongReceived
     | Drained
     | Ended

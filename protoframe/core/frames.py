@@ -10,14 +10,15 @@ A frame is a header of 12 octets and a payload::
     u8   flags
     u64  call id; 0 in a frame that concerns the whole conversation
 
-A message (REQUEST, RESPONSE, ERROR) that is longer than a frame is cut: its first frame has the flag MORE and opens
-with the length of the whole message (u32), and CHUNK frames with the same call id carry the rest, all but the last
-with MORE.
+A message (REQUEST, RESPONSE, ERROR, ITEM) that is longer than a frame is cut: its first frame has the flag MORE and
+opens with the length of the whole message (u32), and CHUNK frames with the same call id carry the rest, all but the
+last with MORE.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 import struct
 from typing import NamedTuple
 
@@ -38,8 +39,11 @@ __all__ = [
     "Hello",
     "Kind",
     "agree_on_version",
+    "parse_count",
+    "parse_credit",
     "parse_preface",
     "parse_request",
+    "serialize_credit",
     "serialize_frame",
     "serialize_message",
     "serialize_preface",
@@ -61,9 +65,18 @@ REQUEST_FRAME = struct.Struct("!HBBQIHH")
 _unpack_request = _REQUEST.unpack_from
 _ERROR = struct.Struct("!HBH")
 _GOAWAY = struct.Struct("!HQ")
+COUNT = struct.Struct("!H")
+_CREDIT = struct.Struct("!I")
 
 #: A deadline is told in milliseconds; the longest is some 49 days.
-LONGEST_REMAINING = 0xFFFFFFFF / 1000
+LONGEST_REMAINING = 0xFFFFFFFE / 1000
+#: What is told where there is no deadline.
+NO_DEADLINE = 0xFFFFFFFF
+#: Items that one ITEM may have.
+MOST_ITEMS = 0xFFFF
+#: What an item costs of the credit beside its octets, for memory holds more of it than those; RFC 9113, section 6.5.2,
+#: counts fields of a header so.
+ITEM_OVERHEAD = 32
 LONGEST_METHOD = 255
 LONGEST_METADATA = 0xFFFF
 #: Octets of the text of an ERROR or a GOAWAY.
@@ -84,6 +97,9 @@ class Kind(enum.IntEnum):
     PING = 0x07
     PONG = 0x08
     GOAWAY = 0x09
+    ITEM = 0x0A
+    END = 0x0B
+    CREDIT = 0x0C
 
 
 FIRST_SKIPPED_KIND = 0x80
@@ -93,11 +109,17 @@ class Flag(enum.IntFlag):
     """Bits of a frame's flags; a receiver ignores those that it does not know."""
 
     MORE = 0x01
-    """REQUEST, RESPONSE, ERROR, CHUNK: the message goes on in a CHUNK."""
+    """REQUEST, RESPONSE, ERROR, ITEM, CHUNK: the message goes on in a CHUNK."""
     NOT_PROCESSED = 0x02
     """ERROR: the call certainly did not run."""
     JSON = 0x04
-    """REQUEST: arguments, result and the detail of an error are JSON (RFC 8259), not msgpack."""
+    """REQUEST: arguments, result, items and the detail of an error are JSON (RFC 8259), not msgpack."""
+    ITEMS = 0x08
+    """REQUEST: the caller sends a stream of items."""
+    STREAM = 0x10
+    """REQUEST: the caller takes a stream of items as the answer."""
+    ONEWAY = 0x20
+    """REQUEST: no answer is wanted."""
 
 
 # The hot paths compare and combine plain integers.
@@ -200,6 +222,9 @@ class Hello(msgspec.Struct, frozen=True):
     :ivar max_unfinished: octets of messages that it holds while their rest is on the way, of all calls together.
     :ivar max_calls: calls that it serves at once.
     :ivar agent: what it is, for people who read captures.
+    :ivar stream_credit: what items of one stream may cost before it has asked for more; 0: it takes no streams.
+    :ivar connection_credit: the same, of all streams together.
+    :ivar token: a secret that shows who sends it.
     """
 
     max_frame: int
@@ -207,6 +232,13 @@ class Hello(msgspec.Struct, frozen=True):
     max_unfinished: int
     max_calls: int
     agent: str = ""
+    stream_credit: int = 0
+    connection_credit: int = 0
+    token: str = ""
+
+    def __repr__(self) -> str:
+        # What is logged, or shown by a failing test, must not have the token.
+        return f"<Hello of {self.agent or 'a peer'}>"
 
     def check(self) -> None:
         """Holds the settings to their bounds.
@@ -222,6 +254,10 @@ class Hello(msgspec.Struct, frozen=True):
             raise RemoteProtocolError(f"HELLO: max_unfinished is {self.max_unfinished}, below max_message")
         if not 0 <= self.max_calls < 1 << 32:
             raise RemoteProtocolError(f"HELLO: max_calls is {self.max_calls}, not 0 to {(1 << 32) - 1}")
+        for name in ("stream_credit", "connection_credit"):
+            credit = getattr(self, name)
+            if not 0 <= credit < 1 << 31:
+                raise RemoteProtocolError(f"HELLO: {name} is {credit}, not 0 to {(1 << 31) - 1}")
 
     def serialize(self) -> bytes:
         """The payload of a HELLO frame."""
@@ -255,9 +291,9 @@ def serialize_request(remaining: float, method: bytes, metadata: bytes, argument
 
 
 def milliseconds_of(remaining: float) -> int:
-    """A time until a deadline, as it travels."""
+    """A time until a deadline, as it travels; infinity where there is none."""
     if remaining >= LONGEST_REMAINING:
-        return 0xFFFFFFFF
+        return NO_DEADLINE
     return int(remaining * 1000) if remaining > 0 else 0
 
 
@@ -274,19 +310,63 @@ def parse_request(message: bytes) -> tuple[float, bytes, bytes, bytes]:
     after_metadata = after_name + metadata
     if after_metadata > len(message) or not 0 < name <= LONGEST_METHOD:
         raise RemoteProtocolError(f"REQUEST: {name} octets of name and {metadata} of metadata in {len(message)}")
-    return milliseconds / 1000, message[8:after_name], message[after_name:after_metadata], message[after_metadata:]
+    remaining = milliseconds / 1000 if milliseconds != NO_DEADLINE else math.inf
+    return remaining, message[8:after_name], message[after_name:after_metadata], message[after_metadata:]
 
 
-def parse_remaining(part: bytes) -> float:
-    """The remaining seconds of a REQUEST, from its first part.
+def parse_first_part(part: bytes, total: int) -> tuple[float, bytes, int]:
+    """The remaining seconds, the method's name and the length of the arguments of a REQUEST of several frames.
 
-    :raises RemoteProtocolError: the part is too short.
+    :param part: its first part, which has the name.
+    :param total: the length of the whole.
+    :raises RemoteProtocolError: the part is too short, or the lengths do not fit the message.
     """
     try:
-        milliseconds, _, _ = _unpack_request(part)
+        milliseconds, name, metadata = _unpack_request(part)
     except struct.error:
         raise RemoteProtocolError(f"REQUEST: {len(part)} octets are too few") from None
-    return float(milliseconds / 1000)
+    length = total - 8 - name - metadata
+    if length < 0 or not 0 < name <= min(LONGEST_METHOD, len(part) - 8):
+        raise RemoteProtocolError(f"REQUEST: {name} octets of name and {metadata} of metadata in {total}")
+    remaining = milliseconds / 1000 if milliseconds != NO_DEADLINE else math.inf
+    return remaining, part[8 : 8 + name], length
+
+
+# ITEM: u16 number of items, and up to the end an array of them, in the encoding of the call.
+
+
+def parse_count(message: bytes) -> int:
+    """How many items an ITEM, or its first part, says that it has.
+
+    :raises RemoteProtocolError: it is too short to say, or says none.
+    """
+    if len(message) < COUNT.size:
+        raise RemoteProtocolError(f"ITEM: {len(message)} octets are too few")
+    (count,) = COUNT.unpack_from(message)
+    if not count:
+        raise RemoteProtocolError("ITEM: no items")
+    return int(count)
+
+
+# CREDIT: u32 octets.
+
+
+def serialize_credit(octets: int) -> bytes:
+    """The payload of a CREDIT frame."""
+    return _CREDIT.pack(octets)
+
+
+def parse_credit(payload: bytes) -> int:
+    """What a CREDIT frame adds.
+
+    :raises RemoteProtocolError: the payload is not 4 octets, or adds nothing.
+    """
+    if len(payload) != _CREDIT.size:
+        raise RemoteProtocolError(f"CREDIT: {len(payload)} octets, not {_CREDIT.size}")
+    (octets,) = _CREDIT.unpack(payload)
+    if not octets:
+        raise RemoteProtocolError("CREDIT: of nothing")
+    return int(octets)
 
 
 class ErrorBody(NamedTuple):

@@ -23,14 +23,17 @@ from protoframe.core.frames import (
     serialize_request,
 )
 from protoframe.core.limits import LARGEST_FRAME
-from protoframe.errors import RemoteProtocolError
+from protoframe.errors import RemoteProtocolError, TooMuchUnfinished
 
-__all__ = ["Assembler", "Message", "Outbox"]
+__all__ = ["BACKLOG", "Assembler", "Message", "Outbox"]
 
 _MORE = int(Flag.MORE)
 _REQUEST = int(Kind.REQUEST)
 _pack_header = HEADER.pack
 _pack_request = REQUEST_FRAME.pack
+
+#: Octets that may wait to be sent while more is served, or asked of generators.
+BACKLOG = 1024 * 1024
 
 #: Octets that may stand beside the arguments in a REQUEST, or beside the detail in an ERROR.
 SLACK = 2 * LARGEST_FRAME
@@ -51,7 +54,9 @@ class Outbox:
     :ivar max_frame: octets of a frame that the peer takes.
     :ivar max_unfinished: octets of large messages that the peer holds at once.
     :ivar large: large messages that take turns; empty when there is none.
-    :ivar octets: what waits to be sent, headers and requests not counted.
+    :ivar cut: the call ids of large messages that are not all sent.
+    :ivar departed: the call ids of those that are, since whoever waits for them last emptied it.
+    :ivar octets: what waits to be sent, headers not counted.
     """
 
     def __init__(self, max_frame: int) -> None:
@@ -59,6 +64,8 @@ class Outbox:
         self.max_unfinished = 0
         self._frames: list[bytes] = []
         self.large: deque[_Large] = deque()
+        self.cut: set[int] = set()
+        self.departed: list[int] = []
         self.octets = 0
         self._large_octets = 0
         self._waiting: deque[_Large] = deque()
@@ -91,6 +98,7 @@ class Outbox:
             milliseconds = int(remaining * 1000) if 0 < remaining < LONGEST_REMAINING else milliseconds_of(remaining)
             head = _pack_request(length, _REQUEST, flags, call_id, milliseconds, len(method), len(metadata))
             self._frames.append(head + method + metadata + arguments)
+            self.octets += length
         else:
             message = serialize_request(remaining, method, metadata, arguments)
             frames = serialize_message(_REQUEST, flags, call_id, message, self.max_frame)
@@ -98,6 +106,7 @@ class Outbox:
 
     def _put_large(self, call_id: int, total: int, frames: list[bytes]) -> None:
         frames.reverse()
+        self.cut.add(call_id)
         self._waiting.append(_Large(call_id, total, frames))
         self._waiting_octets += total
         self.octets += total
@@ -112,6 +121,9 @@ class Outbox:
 
         :return: whether its first frame was sent already; ``None`` where there is no such message.
         """
+        if call_id not in self.cut:
+            return None
+        self.cut.remove(call_id)
         for line in (self.large, self._waiting):
             for message in line:
                 if message.call_id == call_id:
@@ -127,7 +139,7 @@ class Outbox:
 
     def drop_all(self) -> set[int]:
         """Takes all large messages that are not all sent out of the line; their call ids."""
-        dropped = {message.call_id for message in (*self.large, *self._waiting)}
+        dropped, self.cut = self.cut, set()
         self.large.clear()
         self._waiting.clear()
         self.octets = self._large_octets = self._waiting_octets = 0
@@ -146,6 +158,8 @@ class Outbox:
                 self.large.append(message)
             else:
                 self._large_octets -= message.total
+                self.cut.discard(message.call_id)
+                self.departed.append(message.call_id)
                 self._start()
         self.octets = self._large_octets + self._waiting_octets
         return frames
@@ -206,7 +220,7 @@ class Assembler:
         if wanted:
             self._octets += total
             if self._octets > self._max_octets:
-                raise RemoteProtocolError(f"messages of {self._octets} octets are on the way at once")
+                raise TooMuchUnfinished(f"messages of {self._octets} octets are on the way at once")
         self.messages[call_id] = message
 
     def go_on(self, frame: Frame) -> Message | None:

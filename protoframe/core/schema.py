@@ -21,17 +21,20 @@ from typing import Any
 
 import msgspec
 
-from protoframe.core.untrusted import Bounds, bounds_of, check_json, check_msgpack
+from protoframe.core.frames import COUNT, Flag
+from protoframe.core.untrusted import Bounds, TooDeep, bounds_of, check_json, check_msgpack
 from protoframe.errors import (
     Error,
     InvalidArgument,
     InvalidResponse,
+    NestedTooDeep,
     build_error,
     detail_fields,
 )
 
 __all__ = [
     "ErrorType",
+    "ItemType",
     "Method",
     "RequestOptions",
     "encode_json",
@@ -49,6 +52,8 @@ MARK = "__protoframe_request__"
 RESERVED = frozenset({"connectionLost", "connectionMade", "factory", "peer"})
 #: Under this name a class that is asked to have another name on the wire keeps it.
 NAME = "__protoframe_name__"
+#: Under this name a class keeps what a peer must be permitted to call any of its methods.
+PERMISSION = "__protoframe_permission__"
 
 _CODEC_ERRORS = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _IMMUTABLE = (type(None), bool, int, float, str, bytes, frozenset, enum.Enum)
@@ -67,12 +72,18 @@ class RequestOptions:
     timeout: float | None = None
     raises: tuple[type[Error], ...] = ()
     max_size: int | None = None
+    oneway: bool = False
+    permission: str | None = None
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not (self.timeout > 0 and math.isfinite(self.timeout)):
             raise ValueError(f"timeout: expected a finite number of seconds above 0, got {self.timeout}")
         if self.max_size is not None and self.max_size < 1:
             raise ValueError(f"max_size: expected at least 1 byte, got {self.max_size}")
+        if self.permission is not None and not (isinstance(self.permission, str) and self.permission):
+            raise TypeError(f"permission: expected a name, got {self.permission!r}")
+        if self.oneway and self.raises:
+            raise TypeError("raises: a oneway request has no answer that could carry an error")
         names: dict[str, type[Error]] = {}
         for cls in self.raises:
             if not (isinstance(cls, type) and issubclass(cls, Error)):
@@ -138,6 +149,50 @@ def error_type(cls: type[Error]) -> ErrorType:
     return known
 
 
+_FIRST_ITEM = COUNT.size
+
+
+class ItemType:
+    """The items of a stream: what their annotation says, and their codec.
+
+    :ivar type: the annotation.
+    """
+
+    def __init__(self, annotation: Any, where: str) -> None:
+        self.type: Any = annotation
+        self._array: Any = list[annotation]
+        _check_type(self._array, where)
+        try:
+            self._decode = msgspec.msgpack.Decoder(self._array).decode
+        except TypeError as error:
+            raise TypeError(f"{where}: {error}") from None
+        self._bounds = bounds_of(self._array)
+
+    @functools.cached_property
+    def _decode_json(self) -> Callable[[bytes], list[Any]]:
+        return msgspec.json.Decoder(self._array).decode
+
+    def decode(self, message: bytes, count: int, max_nesting: int, *, json: bool = False) -> list[Any]:
+        """The items of an ITEM.
+
+        :raises InvalidArgument: they are not what the annotation says, or not as many as was said.
+        """
+        octets = message[_FIRST_ITEM:]
+        try:
+            if self._bounds is not _TYPED:
+                # The array around them is this package's.
+                (check_json if json else check_msgpack)(octets, max_nesting + 1, self._bounds)
+            items = self._decode_json(octets) if json else self._decode(octets)
+        except _CODEC_ERRORS as error:
+            raise invalid_argument(error) from None
+        except Exception as error:
+            # A type of the user's that fails in a way of its own, in ``__post_init__``, say.
+            raise InvalidArgument(f"{type(error).__name__}: {error}") from None
+        if len(items) != count:
+            raise InvalidArgument(f"{len(items)} items where {count} were announced")
+        return items
+
+
 class Method:
     """One method of a Protocol.
 
@@ -149,12 +204,25 @@ class Method:
     :ivar json: whether it is called with JSON texts; it is not, see `protoframe._calling.JSONMethod`.
     :ivar invoke: calls the function, with the Protocol and what `decode_arguments` gave.
     :ivar doc: its docstring.
-    :ivar parameters: a Struct of its parameters.
-    :ivar result: the type of its result.
+    :ivar parameters: a Struct of its parameters, but for one that is a stream.
+    :ivar result: the type of its result; of its items, where that is a stream.
+    :ivar items: the items of its result, where that is a stream.
+    :ivar sends: the name of the parameter that is a stream, where there is one.
+    :ivar sends_at: its place among the parameters.
+    :ivar sent_items: the items of that.
+    :ivar flags: what a REQUEST of it has.
+    :ivar permissions: what a peer must be permitted to call it.
     :raises TypeError: the signature cannot travel; the text says where and why.
     """
 
-    def __init__(self, protocol: str, name: str, function: Callable[..., Any], options: RequestOptions) -> None:
+    def __init__(
+        self,
+        protocol: str,
+        name: str,
+        function: Callable[..., Any],
+        options: RequestOptions,
+        permission: str | None = None,
+    ) -> None:
         self.protocol = protocol
         self.name = name
         self.options = options
@@ -165,9 +233,24 @@ class Method:
             raise TypeError(f"{where}: the name is {len(self.wire_name)} octets long, and 255 are allowed")
         hints = _hints(function, where)
         self.function = None if is_declaration(function, hints) else function
-        self.parameters, positional, keywords = _parameters(function, hints, where)
-        self.invoke = _by_keyword(function, positional, keywords) if keywords else function
-        self.result = _result_type(hints, where)
+        self.parameters, positional, keywords, sends = _parameters(function, hints, where)
+        self.sends = sends.name if sends is not None else None
+        self.sends_at = positional if sends is None or sends.position is None else sends.position
+        if sends is not None:
+            self.invoke = _with_stream(function, positional, keywords, sends)
+        else:
+            self.invoke = _by_keyword(function, positional, keywords) if keywords else function
+        self.sent_items = ItemType(sends.item, f"{where}: parameter {sends.name}") if sends is not None else None
+        self.result, is_stream = _result_type(hints, where)
+        self.items = ItemType(self.result, f"{where}: result") if is_stream else None
+        if options.oneway and (self.result is not type(None) or is_stream or sends is not None):
+            raise TypeError(f"{where}: a oneway request has no result (-> None), and no streams")
+        self.flags = int(
+            (Flag.ITEMS if sends is not None else 0)
+            | (Flag.STREAM if is_stream else 0)
+            | (Flag.ONEWAY if options.oneway else 0)
+        )
+        self.permissions = frozenset(name for name in (permission, options.permission) if name is not None)
         self.errors: Mapping[str, ErrorType] = {cls.__name__: error_type(cls) for cls in options.raises}
         _check_type(self.parameters, where)
         try:
@@ -200,7 +283,7 @@ class Method:
                 check(octets, max_nesting, self.argument_bounds)
             return _astuple(self._decode_json_arguments(octets) if json else self._decode_arguments(octets))
         except _CODEC_ERRORS as error:
-            raise InvalidArgument(invalid_value(error)) from None
+            raise invalid_argument(error) from None
 
     def decode_result(self, octets: bytes, max_nesting: int) -> Any:
         """A result.
@@ -263,7 +346,9 @@ def methods_of(cls: type) -> Mapping[str, Method]:
             raise TypeError(f"{cls.__name__}.{name}: {owner.__name__} declares a request, and this is no plain method")
         if name in RESERVED or name.startswith("_"):
             raise TypeError(f"{cls.__name__}.{name}: a request cannot have this name, which protoframe uses itself")
-        methods[name] = Method(protocol_name(owner), name, function, _options(cls, name))
+        methods[name] = Method(
+            protocol_name(owner), name, function, _options(cls, name), getattr(cls, PERMISSION, None)
+        )
     _methods[cls] = methods
     return methods
 
@@ -356,14 +441,23 @@ def _hints(thing: Any, where: str) -> dict[str, Any]:
         raise TypeError(f"{where}: {error}") from None
 
 
+class _Sends(typing.NamedTuple):
+    """A parameter that is a stream: its name, its place among those by position, and what its items are."""
+
+    name: str
+    position: int | None
+    item: Any
+
+
 def _parameters(
     function: Callable[..., Any],
     hints: Mapping[str, Any],
     where: str,
-) -> tuple[type[msgspec.Struct], int, tuple[str, ...]]:
-    """A Struct of the parameters, how many go by position, and the names of those that go by keyword."""
+) -> tuple[type[msgspec.Struct], int, tuple[str, ...], _Sends | None]:
+    """A Struct of the parameters, how many go by position, the names of those that go by keyword, and the stream."""
     by_position: list[Any] = []
     by_keyword: list[Any] = []
+    sends: _Sends | None = None
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters or parameters[0].kind not in (
         inspect.Parameter.POSITIONAL_ONLY,
@@ -376,6 +470,15 @@ def _parameters(
         if parameter.name not in hints:
             raise TypeError(f"{where}: parameter {parameter.name} has no annotation")
         hint = hints[parameter.name]
+        item = _item_of(hint, f"{where}: parameter {parameter.name}")
+        if item is not None:
+            if sends is not None:
+                raise TypeError(f"{where}: {sends.name} and {parameter.name} are streams, and a call sends one at most")
+            if parameter.default is not inspect.Parameter.empty:
+                raise TypeError(f"{where}: parameter {parameter.name}: a stream has no default")
+            keyword = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            sends = _Sends(parameter.name, None if keyword else len(by_position), item[0])
+            continue
         _refuse_what_cannot_be_held_to(hint, f"{where}: parameter {parameter.name}")
         field: Any = (parameter.name, hint)
         if parameter.default is not inspect.Parameter.empty:
@@ -385,13 +488,34 @@ def _parameters(
         else:
             by_position.append(field)
     struct = _struct(function.__name__, by_position, by_keyword, where)
-    return struct, len(by_position), tuple(name for name, *_ in by_keyword)
+    return struct, len(by_position), tuple(name for name, *_ in by_keyword), sends
 
 
 def _by_keyword(function: Callable[..., Any], positional: int, keywords: tuple[str, ...]) -> Callable[..., Any]:
     def invoke(protocol: object, *arguments: Any) -> Any:
         named = dict(zip(keywords, arguments[positional:], strict=True))
         return function(protocol, *arguments[:positional], **named)
+
+    return invoke
+
+
+def _with_stream(
+    function: Callable[..., Any],
+    positional: int,
+    keywords: tuple[str, ...],
+    sends: _Sends,
+) -> Callable[..., Any]:
+    """Calls a function with what `Method.decode_arguments` gave, and the stream behind it."""
+
+    def invoke(protocol: object, *arguments: Any) -> Any:
+        *arguments_, stream = arguments
+        by_position = arguments_[:positional]
+        named = dict(zip(keywords, arguments_[positional:], strict=True))
+        if sends.position is None:
+            named[sends.name] = stream
+        else:
+            by_position.insert(sends.position, stream)
+        return function(protocol, *by_position, **named)
 
     return invoke
 
@@ -414,20 +538,24 @@ def _default(value: Any) -> Any:
     return msgspec.field(default_factory=functools.partial(copy.deepcopy, value))
 
 
-def _result_type(hints: Mapping[str, Any], where: str) -> Any:
+def _result_type(hints: Mapping[str, Any], where: str) -> tuple[Any, bool]:
+    """The type of a result, or of the items of a stream, and whether it is one."""
     if "return" not in hints:
         raise TypeError(f"{where}: no result type; annotate it (-> None for none)")
     result = hints["return"]
-    _refuse_what_cannot_be_held_to(result, f"{where}: result")
     origin = typing.get_origin(result)
     arguments = typing.get_args(result)
     if origin is collections.abc.Coroutine and len(arguments) == 3:
-        return arguments[2]
-    if origin is collections.abc.Awaitable or _is_deferred(origin):
-        return arguments[0]
-    if _is_deferred(result):
+        result = arguments[2]
+    elif origin is collections.abc.Awaitable or _is_deferred(origin):
+        result = arguments[0]
+    elif _is_deferred(result):
         raise TypeError(f"{where}: a Deferred of what? annotate it (-> Deferred[str])")
-    return result
+    item = _item_of(result, f"{where}: result")
+    if item is not None:
+        return item[0], True
+    _refuse_what_cannot_be_held_to(result, f"{where}: result")
+    return result, False
 
 
 def _is_deferred(cls: Any) -> bool:
@@ -438,12 +566,22 @@ def _is_deferred(cls: Any) -> bool:
 def _refuse_what_cannot_be_held_to(hint: Any, where: str) -> None:
     if isinstance(hint, typing.TypeVar) or getattr(hint, "__parameters__", None):
         raise TypeError(f"{where}: {hint} leaves a type open, and values could not be held to it")
-    if typing.get_origin(hint) in (
-        collections.abc.AsyncIterator,
-        collections.abc.AsyncIterable,
-        collections.abc.AsyncGenerator,
-    ):
-        raise TypeError(f"{where}: streams are not supported by this version")
+
+
+_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncIterable, collections.abc.AsyncGenerator)
+
+
+def _item_of(hint: Any, where: str) -> tuple[Any] | None:
+    """What the items of a stream are, as a tuple of one; ``None`` for what is no stream."""
+    if hint in _STREAMS:
+        raise TypeError(f"{where}: a stream of what? annotate it (AsyncIterator[str])")
+    if typing.get_origin(hint) not in _STREAMS:
+        return None
+    (item, *_) = typing.get_args(hint)
+    _refuse_what_cannot_be_held_to(item, where)
+    if _item_of(item, where) is not None:
+        raise TypeError(f"{where}: the items of a stream cannot be streams")
+    return (item,)
 
 
 def _check_type(annotation: Any, where: str) -> None:
@@ -460,6 +598,12 @@ def _check_type(annotation: Any, where: str) -> None:
 
 def _refuse_custom(cls: Any) -> Any:
     raise TypeError(f"{cls!r} is no type that can travel; use a Struct, a dataclass or another type that msgspec knows")
+
+
+def invalid_argument(error: Exception) -> InvalidArgument:
+    """What a codec said of an argument, as an error of this package's."""
+    cls = NestedTooDeep if isinstance(error, RecursionError | TooDeep) else InvalidArgument
+    return cls(invalid_value(error))
 
 
 def invalid_value(error: Exception) -> str:

@@ -17,7 +17,7 @@ from protoframe.core.frames import (
     opens_like_a_preface,
     parse_preface,
 )
-from protoframe.errors import RemoteProtocolError
+from protoframe.errors import FrameTimeout, FrameTooLarge, RemoteProtocolError
 
 __all__ = ["FrameReader"]
 
@@ -82,7 +82,7 @@ class FrameReader:
                 break
             length, kind, flags, call_id = _unpack_header(data, at)
             if length > max_payload:
-                self.fault = RemoteProtocolError(
+                self.fault = FrameTooLarge(
                     f"a frame of {length + _HEADER_LENGTH} octets is longer than {max_payload + _HEADER_LENGTH}",
                 )
                 if not frames:
@@ -125,7 +125,7 @@ class FrameReader:
 
     def handle_timer(self, now: float) -> None:
         """
-        :raises RemoteProtocolError: a frame has been on the way for too long.
+        :raises FrameTimeout: a frame has been on the way for too long.
         """
         if self.next_timer() <= now:
-            raise RemoteProtocolError(f"a frame did not come whole within {self._frame_timeout:g} s")
+            raise FrameTimeout(f"a frame did not come whole within {self._frame_timeout:g} s")

@@ -14,7 +14,11 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Bounds", "bounds_of", "check_json", "check_msgpack"]
+__all__ = ["Bounds", "TooDeep", "bounds_of", "check_json", "check_msgpack"]
+
+
+class TooDeep(msgspec.ValidationError):
+    """A value has more containers within containers than are allowed."""
 
 
 class Bounds(enum.Enum):
@@ -82,7 +86,8 @@ _MAPS = {0xDE: 2, 0xDF: 4}
 def check_msgpack(octets: bytes, max_nesting: int, bounds: Bounds) -> None:
     """Looks a msgpack value through without decoding it.
 
-    :raises msgspec.ValidationError: it nests deeper than ``max_nesting``, or has a map whose key is an array or a map.
+    :raises TooDeep: it nests deeper than ``max_nesting``.
+    :raises msgspec.ValidationError: it has a map whose key is an array or a map.
     """
     at = 0
     end = len(octets)
@@ -113,7 +118,7 @@ def check_msgpack(octets: bytes, max_nesting: int, bounds: Bounds) -> None:
             if bounds is Bounds.UNTYPED and left and is_map[-1] and not left[-1] & 1:
                 raise msgspec.ValidationError("A key of a map is an array or a map")
             if len(left) >= max_nesting:
-                raise msgspec.ValidationError(f"Nested deeper than {max_nesting}")
+                raise TooDeep(f"Nested deeper than {max_nesting}")
         while count and left:
             taken = min(count, left[-1])
             left[-1] -= taken
@@ -137,11 +142,11 @@ _JSON_BRACKET = re.compile(rb"[][{}]")
 def check_json(octets: bytes, max_nesting: int, bounds: Bounds) -> None:
     """Looks a JSON text through without decoding it; the keys of its objects are strings in any case.
 
-    :raises msgspec.ValidationError: it nests deeper than ``max_nesting``.
+    :raises TooDeep: it nests deeper than ``max_nesting``.
     """
     del bounds
     depth = 0
     for bracket in _JSON_BRACKET.findall(_JSON_STRING.sub(b"", octets)):
         depth += 1 if bracket in b"[{" else -1
         if depth > max_nesting:
-            raise msgspec.ValidationError(f"Nested deeper than {max_nesting}")
+            raise TooDeep(f"Nested deeper than {max_nesting}")

@@ -11,7 +11,15 @@ import struct
 from typing import Any, TypeVar
 
 from protoframe.core.conversation import Conversation
-from protoframe.core.events import CallFailed, Ended, ErrorReceived, Event, RequestReceived, ResponseReceived
+from protoframe.core.events import (
+    CallFailed,
+    Ended,
+    EndReceived,
+    ErrorReceived,
+    Event,
+    RequestReceived,
+    ResponseReceived,
+)
 from protoframe.core.frames import serialize_preface
 from protoframe.core.limits import Limits
 from protoframe.core.state import Role
@@ -23,13 +31,15 @@ E = TypeVar("E")
 #: Small enough that a few octets meet every bound.
 SMALL = Limits(max_frame=2048, max_message=6000, max_unfinished=12000, max_calls=3, max_waiting=4)
 
-HELLO, REQUEST, RESPONSE, ERROR, CHUNK, CANCEL, PING, PONG, GOAWAY = range(1, 10)
-MORE, NOT_PROCESSED, JSON = 1, 2, 4
+HELLO, REQUEST, RESPONSE, ERROR, CHUNK, CANCEL, PING, PONG, GOAWAY, ITEM, END, CREDIT = range(1, 13)
+MORE, NOT_PROCESSED, JSON, ITEMS, STREAM, ONEWAY = 1, 2, 4, 8, 16, 32
 
 SETTINGS = (
     b"\x85\xa9max_frame\xcd\x08\x00\xabmax_message\xcd\x10\x00\xaemax_unfinished\xcd\x20\x00"
     b"\xa9max_calls\x02\xa5agent\xa0"
 )
+#: The same of a peer that takes streams: 4,096 octets of each, 8,192 of all.
+STREAMING = b"\x87" + SETTINGS[1:] + b"\xadstream_credit\xcd\x10\x00\xb1connection_credit\xcd\x20\x00"
 
 
 def frame(kind: int, flags: int = 0, call_id: int = 0, payload: bytes = b"") -> bytes:
@@ -40,6 +50,11 @@ def frame(kind: int, flags: int = 0, call_id: int = 0, payload: bytes = b"") -> 
 def request_message(method: bytes = b"P.m", arguments: bytes = b"\x80", milliseconds: int = 10_000) -> bytes:
     """The message of a REQUEST without metadata."""
     return struct.pack("!IHH", milliseconds, len(method), 0) + method + arguments
+
+
+def item_message(count: int = 1, octets: int = 100) -> bytes:
+    """The message of an ITEM; what is in it no test of the core looks at."""
+    return struct.pack("!H", count) + bytes(octets)
 
 
 def cut(data: bytes) -> list[tuple[int, int, int, bytes]]:
@@ -103,7 +118,7 @@ class End:
         return [
             event
             for event in self.events
-            if isinstance(event, ResponseReceived | ErrorReceived | CallFailed) and event.token == token
+            if isinstance(event, ResponseReceived | ErrorReceived | EndReceived | CallFailed) and event.token == token
         ]
 
     def outcome(self, token: str) -> Any:
@@ -156,8 +171,8 @@ class Pair:
                 end.send()
                 busy = bool(self.deliver(end)) or busy
 
-    def advance(self, seconds: float) -> None:
-        """Lets time pass, timer by timer."""
+    def advance(self, seconds: float, *, arriving: bool = False) -> None:
+        """Lets time pass, timer by timer; what is sent meanwhile stays in the link, or arrives at once."""
         until = self.now + seconds
         while True:
             due = min((end.conversation.next_timer() for end in self.ends), default=math.inf)
@@ -167,6 +182,8 @@ class Pair:
                 if end.conversation.next_timer() <= self.now:
                     end.conversation.handle_timer(self.now)
                 end.look()
+            if arriving:
+                self.settle()
             if due > until:
                 return
 

@@ -35,6 +35,7 @@ from tests.core.pairs import (
     ERROR,
     GOAWAY,
     HELLO,
+    JSON,
     MORE,
     NOT_PROCESSED,
     REQUEST,
@@ -93,8 +94,8 @@ class Handshake(SynchronousTestCase):
 
     def test_once_open_the_handshake_has_no_deadline(self):
         pair = Pair()
-        pair.advance(100.0)
-        self.assertEqual(pair.initiator.of(Ended), [])
+        pair.advance(100.0, arriving=True)
+        self.assertEqual([end.of(Ended) for end in pair.ends], [[], []])
 
 
 class Calls(SynchronousTestCase):
@@ -110,12 +111,12 @@ class Calls(SynchronousTestCase):
     def test_either_end_calls_and_is_answered(self):
         for caller in self.pair.ends:
             server = self.pair.other(caller)
-            call_id, token = caller.call(b"\x81\xa1a\x01", metadata=b"\x81\xa1k\xa1v", json=True)
+            call_id, token = caller.call(b"\x81\xa1a\x01", metadata=b"\x81\xa1k\xa1v", flags=JSON)
             self.pair.settle()
             request = server.request
             self.assertEqual((request.call_id, request.method, request.arguments), (call_id, b"P.m", b"\x81\xa1a\x01"))
             self.assertEqual(
-                (request.metadata, request.json, request.deadline), (b"\x81\xa1k\xa1v", True, self.pair.now + 10)
+                (request.metadata, request.flags, request.deadline), (b"\x81\xa1k\xa1v", JSON, self.pair.now + 10)
             )
             self.assertEqual((server.conversation.running, caller.conversation.pending), (1, 1))
             server.conversation.respond(request.call_id, b"result")
@@ -148,6 +149,8 @@ class Calls(SynchronousTestCase):
         self.assertRaises(LocalProtocolError, self.server.conversation.respond, 1, b"")
         self.assertRaises(LocalProtocolError, self.server.conversation.refuse, 1, ErrorBody(2, "E", ""))
         self.assertRaises(LocalProtocolError, self.server.conversation.respond, 99, b"")
+        self.server.send()
+        self.assertEqual([one[:3] for one in cut(bytes(self.server.link))], [(RESPONSE, 0, 1)])
 
     def test_what_does_not_fit_a_request_is_this_ends_mistake(self):
         conversation = self.caller.conversation

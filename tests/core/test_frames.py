@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -14,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from protoframe import errors
 from protoframe.core import frames
 from protoframe.core.conversation import Conversation
-from protoframe.core.events import ResponseReceived
+from protoframe.core.events import Ended, ItemsReceived, Opened, RequestReceived, ResponseReceived
 from protoframe.core.frames import (
     HEADER,
     LONGEST_HELLO,
@@ -31,10 +32,11 @@ from protoframe.core.frames import (
     serialize_request,
 )
 from protoframe.core.limits import Limits
+from protoframe.core.messages import Outbox
 from protoframe.core.state import Role, State
 from protoframe.core.stream import FrameReader
 from protoframe.errors import RemoteProtocolError, VersionMismatch
-from tests.core.pairs import CHUNK, MORE, RESPONSE, End, Pair, cut, frame, opened
+from tests.core.pairs import CHUNK, ITEMS, MORE, ONEWAY, RESPONSE, STREAM, End, Pair, cut, frame, opened
 
 VECTORS = pathlib.Path(__file__).parent.parent / "vectors"
 
@@ -59,7 +61,8 @@ def write(meaning: dict[str, Any]) -> bytes:
     call_id = meaning["call_id"]
     encode = encoder(meaning)
     if kind is Kind.REQUEST:
-        remaining = meaning["remaining_ms"] / 1000
+        milliseconds = meaning["remaining_ms"]
+        remaining = math.inf if milliseconds is None else milliseconds / 1000
         metadata = msgspec.msgpack.encode(meaning["metadata"]) if meaning["metadata"] else b""
         payload = serialize_request(remaining, meaning["method"].encode(), metadata, encode(meaning["arguments"]))
     elif kind is Kind.HELLO:
@@ -71,6 +74,10 @@ def write(meaning: dict[str, Any]) -> bytes:
         payload = ErrorBody(meaning["status"], meaning["name"], meaning["text"], detail).serialize()
     elif kind is Kind.GOAWAY:
         payload = GoAway(meaning["status"], meaning["last_call_id"], meaning["text"]).serialize()
+    elif kind is Kind.ITEM:
+        payload = frames.COUNT.pack(meaning["count"]) + encode(meaning["items"])
+    elif kind is Kind.CREDIT:
+        payload = frames.serialize_credit(meaning["octets"])
     else:
         payload = bytes.fromhex(meaning.get("payload", ""))
     return serialize_frame(kind, flags, call_id, payload)
@@ -88,7 +95,8 @@ def read(kind: int, flags: int, call_id: int, payload: bytes) -> dict[str, Any]:
         meaning["settings"] = msgspec.structs.asdict(Hello.parse(payload))
     elif kind == Kind.REQUEST:
         remaining, method, metadata, arguments = frames.parse_request(payload)
-        meaning |= {"remaining_ms": round(remaining * 1000), "method": method.decode(), "arguments": decode(arguments)}
+        meaning["remaining_ms"] = None if remaining == math.inf else round(remaining * 1000)
+        meaning |= {"method": method.decode(), "arguments": decode(arguments)}
         meaning["metadata"] = msgspec.msgpack.decode(metadata) if metadata else {}
     elif kind == Kind.RESPONSE:
         meaning["result"] = decode(payload)
@@ -98,7 +106,11 @@ def read(kind: int, flags: int, call_id: int, payload: bytes) -> dict[str, Any]:
         meaning |= {"status": body.status, "name": body.name, "text": body.text, "detail": detail}
     elif kind == Kind.GOAWAY:
         meaning |= GoAway.parse(payload)._asdict()
-    elif kind != Kind.CANCEL:
+    elif kind == Kind.ITEM:
+        meaning |= {"count": frames.parse_count(payload), "items": decode(payload[2:])}
+    elif kind == Kind.CREDIT:
+        meaning["octets"] = frames.parse_credit(payload)
+    elif kind not in (Kind.CANCEL, Kind.END):
         meaning["payload"] = payload.hex()
     return meaning
 
@@ -148,6 +160,7 @@ class Vectors(SynchronousTestCase):
                 end.send()
                 end.link.clear()
             end.receive(bytes.fromhex(vector["hex"]))
+            self.assertEqual(len(end.of(Ended)), 1, vector["name"])
             error = end.ended.error
             self.assertIsInstance(error, RemoteProtocolError, vector["name"])
             self.assertTrue(error.message.startswith(vector["text"]), f"{vector['name']}: {error.message}")
@@ -157,19 +170,47 @@ class Vectors(SynchronousTestCase):
 
     def test_the_worked_example_is_what_two_ends_say(self):
         # Each step is what its sender's conversation writes, given what came before it.
-        pair = Pair(Limits(), Limits(max_frame=2048, max_message=4096, max_unfinished=8192, max_calls=2), opened=False)
+        acceptor = Limits(
+            max_frame=2048,
+            max_message=4096,
+            max_unfinished=8192,
+            max_calls=2,
+            stream_credit=1024,
+            connection_credit=4096,
+        )
+        pair = Pair(Limits(), acceptor, opened=False)
         for end, agent in ((pair.initiator, "client"), (pair.acceptor, "server")):
             end.conversation = Conversation(
                 Role.INITIATOR if agent == "client" else Role.ACCEPTOR, end.limits, 1000.0, agent
             )
-        calls = iter([{"text": "hello"}, {"text": ""}])
+        encode = msgspec.msgpack.encode
+        calls = iter(
+            [
+                (b"Speech.upper", {"text": "hello"}, 1002.0, 0),
+                (b"Speech.upper", {"text": ""}, 1002.0, 0),
+                (b"Words.count", {}, math.inf, ITEMS),
+                (b"Words.of", {"text": "a b"}, math.inf, STREAM),
+                (b"Log.note", {}, math.inf, ONEWAY),
+            ]
+        )
+        answers = iter([(1, encode("HELLO")), (5, encode(16))])
+
+        def request(end):
+            method, arguments, deadline, flags = next(calls)
+            end.conversation.request(method, encode(arguments), "token", deadline, 1000.0, flags=flags)
+
+        def send_items(end):
+            ours = end is pair.initiator
+            end.conversation.send_items(*((5, 16, encode(["a"] * 16)) if ours else (7, 2, encode(["a", "b"]))))
+
         acts = {
-            "REQUEST": lambda end: end.conversation.request(
-                b"Speech.upper", msgspec.msgpack.encode(next(calls)), "token", 1002.0, 1000.0
-            ),
-            "RESPONSE": lambda end: end.conversation.respond(1, msgspec.msgpack.encode("HELLO")),
+            "REQUEST": request,
+            "RESPONSE": lambda end: end.conversation.respond(*next(answers)),
             "CANCEL": lambda end: end.conversation.cancel(3),
             "ERROR": lambda end: end.conversation.refuse(3, ErrorBody(1, "Cancelled", "")),
+            "ITEM": send_items,
+            "CREDIT": lambda end: end.conversation.give_back(5, end.of(ItemsReceived)[-1].cost),
+            "END": lambda end: end.conversation.end_items(5 if end is pair.initiator else 7),
             "GOAWAY": lambda end: end.conversation.go_away(),
         }
         for step in vectors("conversation.json"):
@@ -179,7 +220,11 @@ class Vectors(SynchronousTestCase):
             octets = bytes.fromhex(step["hex"])
             self.assertEqual(bytes(end.link[: len(octets)]).hex(), step["hex"], step["what"])
             pair.deliver(end, len(octets))
-        self.assertEqual(pair.initiator.of(ResponseReceived)[0].message, msgspec.msgpack.encode("HELLO"))
+        self.assertEqual(
+            [event.message for event in pair.initiator.of(ResponseReceived)], [encode("HELLO"), encode(16)]
+        )
+        self.assertEqual(pair.initiator.of(ItemsReceived)[0].message[2:], encode(["a", "b"]))
+        self.assertEqual(pair.acceptor.of(RequestReceived)[-1].method, b"Log.note")
         self.assertEqual([end.conversation.state for end in pair.ends], [State.LEFT, State.LEAVING])
         self.assertEqual([bytes(end.link) for end in pair.ends], [b"", b""])
 
@@ -231,7 +276,7 @@ class Messages(SynchronousTestCase):
         self.assertEqual(len(payload), 65524)
 
     @given(
-        st.integers(0, 0xFFFFFFFF),
+        st.integers(0, 0xFFFFFFFE),
         st.binary(min_size=1, max_size=255),
         st.binary(max_size=0xFFFF),
         st.binary(max_size=5000),
@@ -247,10 +292,17 @@ class Messages(SynchronousTestCase):
             (0.0019, 0.001),
             (-5.0, 0.0),
             (0.0, 0.0),
-            (float("inf"), 4294967.295),
-            (5e6, 4294967.295),
+            (4294967.2941, 4294967.294),
+            (4294967.295, 4294967.294),
+            (5e6, 4294967.294),
+            (math.inf, math.inf),
         ):
-            self.assertEqual(frames.parse_request(serialize_request(seconds, b"m", b"", b""))[0], told)
+            self.assertEqual(frames.parse_request(serialize_request(seconds, b"m", b"", b""))[0], told, seconds)
+            self.assertEqual(frames.parse_first_part(serialize_request(seconds, b"m", b"", b""), 9)[0], told, seconds)
+            box = Outbox(2048)
+            box.put_request(1, 0, seconds, b"m", b"", b"")
+            (octets,) = box.poll(0)
+            self.assertEqual(frames.parse_request(octets[12:])[0], told, seconds)
 
 
 class Bodies(SynchronousTestCase):
@@ -283,7 +335,9 @@ class Bodies(SynchronousTestCase):
             Hello.parse,
             frames.parse_request,
             frames.parse_total,
-            frames.parse_remaining,
+            frames.parse_count,
+            frames.parse_credit,
+            lambda octets: frames.parse_first_part(octets, 30),
         ):
             try:
                 parse(octets)
@@ -294,6 +348,9 @@ class Bodies(SynchronousTestCase):
         for settings in (
             {"max_frame": 2048, "max_message": 1, "max_unfinished": 1, "max_calls": 0},
             {
+                "stream_credit": (1 << 31) - 1,
+                "connection_credit": (1 << 31) - 1,
+                "token": "t" * 1024,
                 "max_frame": 65536,
                 "max_message": (1 << 31) - 1,
                 "max_unfinished": (1 << 64) - 1,
@@ -309,6 +366,7 @@ class Bodies(SynchronousTestCase):
         self.assertEqual(Hello.parse(payload), hello)
 
     def test_a_hello_is_no_longer_than_the_smallest_frame(self):
+        # An octet is the length of an empty text, and three are that of a long one.
         room = LONGEST_HELLO - len(Hello(2048, 1, 1, 0, "").serialize()) - 2
         longest = Hello(2048, 1, 1, 0, "a" * room).serialize()
         self.assertEqual(len(longest), 2048 - HEADER.size)
@@ -323,6 +381,17 @@ class Bodies(SynchronousTestCase):
     def test_an_agent_that_is_too_long_is_cut_before_it_is_sent(self):
         (octets,) = Conversation(Role.INITIATOR, Limits(), 0.0, "é" * 100_000).outbox.poll(0)
         self.assertEqual(Hello.parse(octets[12:]).agent, "é" * 512)
+
+    def test_a_token_is_shown_to_nobody_but_the_peer(self):
+        hello = Hello(2048, 1, 1, 0, "agent", token="secret of mine")
+        self.assertEqual(Hello.parse(hello.serialize()).token, "secret of mine")
+        for shown in (repr(hello), str(hello), repr(Opened(hello)), f"{hello}"):
+            self.assertNotIn("secret", shown)
+
+    def test_a_token_and_an_agent_that_are_as_long_as_they_may_be_fit_a_hello(self):
+        limits = Limits(max_message=1 << 30, max_unfinished=1 << 40, max_unsent=1 << 40)
+        (octets,) = Conversation(Role.INITIATOR, limits, 0.0, "a" * 9999, token="t" * 1024).outbox.poll(0)
+        self.assertEqual(Hello.parse(octets[12:]).token, "t" * 1024)
 
     def test_unknown_flags_are_ignored(self):
         end = opened()

@@ -14,7 +14,21 @@ from protoframe.core.frames import ErrorBody, Kind
 from protoframe.core.messages import SLACK
 from protoframe.core.state import State
 from protoframe.errors import ConnectionLost, ProtocolError, VersionMismatch
-from tests.core.pairs import GOAWAY, HELLO, SETTINGS, SMALL, Pair, cut, frame, opened, request_message
+from tests.core.pairs import (
+    GOAWAY,
+    HELLO,
+    ITEMS,
+    SETTINGS,
+    SMALL,
+    STREAM,
+    STREAMING,
+    Pair,
+    cut,
+    frame,
+    item_message,
+    opened,
+    request_message,
+)
 
 PREFACE = b"\x89PF\n\x01\x01\0\0"
 
@@ -31,6 +45,9 @@ some_frames = st.builds(
         st.just(SETTINGS),
         st.just(bytes(8)),
         st.just(bytes(10)),
+        st.builds(item_message, st.sampled_from([1, 2, 0xFFFF]), st.integers(0, 40)),
+        st.builds(lambda rest: struct.pack("!I", 30) + item_message() + rest, st.binary(max_size=4)),
+        st.builds(lambda octets: struct.pack("!I", octets), st.sampled_from([0, 1, 5000, 1 << 30, 0xFFFFFFFF])),
     ),
 )
 
@@ -80,9 +97,9 @@ class Hostile(SynchronousTestCase):
     @settings(max_examples=300)
     @given(st.lists(some_frames, max_size=25), st.sampled_from([None, 1, 13]), st.booleans())
     def test_frames_in_any_order(self, frames, size, leaving):
-        end = opened(SMALL)
-        for _ in range(3):
-            end.call()
+        end = opened(SMALL, settings=STREAMING)
+        for flags in (0, ITEMS | STREAM, STREAM):
+            end.call(flags=flags)
         if leaving:
             end.conversation.go_away()
         end.send()
@@ -145,12 +162,15 @@ class Hostile(SynchronousTestCase):
     def test_a_peer_that_calls_and_cancels_without_end_leaves_nothing_behind(self):
         end = opened(SMALL)
         for call_id in range(1, 4001, 2):
+            # As often as it may.
+            end.now += 1 / SMALL.cancel_rate
             end.receive(frame(Kind.REQUEST, 0, call_id, request_message()) + frame(Kind.CANCEL, 0, call_id))
             end.conversation.suspend(call_id, 1e6)
             end.conversation.refuse(call_id, ErrorBody(1, "Cancelled", ""))
             end.send()
             end.link.clear()
         self.check(end)
+        self.assertEqual(end.conversation.state, State.OPEN)
         self.assertLess(len(end.conversation._deadlines), 200)
         self.assertEqual(len(end.conversation._suspended), 0)
 
