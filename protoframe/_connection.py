@@ -203,6 +203,7 @@ class Connection:
         self._paused = False
         self._busy = False
         self._closing = False
+        self._is_drained = False
         self._over = False
         self._made = False
         self._end_error: Error | None = None
@@ -434,8 +435,16 @@ class Connection:
                     rounds -= 1
                     outlets.go_on()
                     continue
-                if not outbox:
+                if outbox:
+                    continue
+                if (
+                    not self._is_drained
+                    or conversation.state is _CLOSED
+                    or conversation.running
+                    or conversation.pending
+                ):
                     break
+                conversation.end(None)
             if conversation.state is _CLOSED:
                 self._close()
             else:
@@ -444,7 +453,7 @@ class Connection:
                     self.wake_at(due)
         finally:
             self._busy = False
-        if outlets.ready and outlets.may_go_on():
+        if self._inlets.left or (outlets.ready and outlets.may_go_on()):
             self._schedule()
 
     def _departed(self) -> None:
@@ -495,6 +504,8 @@ class Connection:
     def _close(self) -> None:
         if not self._closing:
             self._closing = True
+            # What says why, also where the peer reads slowly.
+            self._send_frames(0)
             self._close_timer = self._reactor.callLater(self._limits.close_timeout, self._carrier.abort)
             self._carrier.close()
 
@@ -548,7 +559,8 @@ class Connection:
         self.opened.callback(None)
 
     def _drained(self, _: Drained) -> None:
-        self._conversation.end(None)
+        # The last answers may not be sent yet.
+        self._is_drained = True
 
     def _ended(self, event: Ended) -> None:
         self._end_error = event.error

@@ -6,6 +6,7 @@ Knows where; what happens there is `Factory`'s and the connection's.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import re
 import typing
@@ -22,10 +23,12 @@ from twisted.internet.error import TimeoutError as TwistedTimeoutError
 from twisted.internet.interfaces import (
     IProtocolFactory,
     IReactorTime,
+    ISSLTransport,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import ClientFactory
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.filepath import UnlistableError
 
@@ -43,6 +46,8 @@ from protoframe.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, E
 from protoframe.interceptors import IInterceptor, checked
 
 __all__ = ["Connecting", "ListeningPort", "connect", "listen"]
+
+_log = Logger(namespace="protoframe.endpoints")
 
 P = TypeVar("P", bound=Protocol[Any])
 
@@ -174,6 +179,8 @@ class _ClientFactory(ClientFactory):
 
     def buildProtocol(self, addr: Any) -> StreamCarrier:
         def connection(carrier: StreamCarrier, address: Any) -> Connection:
+            if self._token is not None and not _is_private(carrier.transport, address):
+                _log.warn("the token goes to {peer} unencrypted: whoever listens in can use it", peer=address)
             return Connection(
                 Role.INITIATOR,
                 self._reactor,
@@ -188,6 +195,18 @@ class _ClientFactory(ClientFactory):
             )
 
         return StreamCarrier(connection, self._limits, clock_of(self._reactor), pauses_peer=False)
+
+
+def _is_private(transport: Any, address: Any) -> bool:
+    """Whether what is sent is read by the other end alone, or by this machine."""
+    host = getattr(address, "host", None)
+    if host is None:
+        return True
+    encrypted: bool = typing.cast("Any", ISSLTransport).providedBy(transport)
+    try:
+        return encrypted or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def connect(

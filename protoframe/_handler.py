@@ -25,7 +25,7 @@ class RunningHandler:
     :param waits: called each time when it begins to wait.
     """
 
-    __slots__ = ("_context", "_coroutine", "_done", "_inside", "_waits", "_waits_for")
+    __slots__ = ("_context", "_coroutine", "_done", "_inside", "_is_cancelled", "_waits", "_waits_for")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class RunningHandler:
         self._done = done
         self._waits = waits
         self._inside = False
+        self._is_cancelled = False
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._waits_for: Deferred[Any] | None = None
 
@@ -63,9 +64,14 @@ class RunningHandler:
         self._step(None)
 
     def cancel(self) -> None:
-        """Asks the handler to end: what it waits for is cancelled."""
+        """Asks the handler to end: what it waits for is cancelled.
+
+        Where it runs just now, that is what it waits for next.
+        """
         if self._waits_for is not None:
             self._waits_for.cancel()
+        elif self._inside:
+            self._is_cancelled = True
 
     def _succeeded(self, result: Any) -> None:
         self._done(result, None)
@@ -80,6 +86,9 @@ class RunningHandler:
         if self._waits is not None and not awaited.called:
             self._waits()
         awaited.addBoth(self._resume)
+        if self._is_cancelled:
+            self._is_cancelled = False
+            awaited.cancel()
 
     def _resume(self, result: Any) -> None:
         self._waits_for = None

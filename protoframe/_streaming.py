@@ -36,6 +36,8 @@ _LOOK = 15
 _encode_msgpack = msgspec.msgpack.Encoder().encode_into
 _encode_json = msgspec.json.Encoder().encode_into
 
+_ONE_READER = "a stream is read by one reader at a time"
+
 #: What precedes the items in msgpack: array 32, and how many there are.
 _ARRAY = b"\xdd\0\0\0\0"
 
@@ -415,14 +417,19 @@ class Inlet:
             self._leave(self._forget())
             self._wake()
 
+    @property
+    def has_reader(self) -> bool:
+        """Whether somebody waits for items."""
+        return self._waiting is not None
+
     async def take(self) -> bool:
         """Fills `items`, when some come; ``False`` where none will.
 
         :raises LocalProtocolError: somebody waits for them already.
         :raises Exception: that the stream ended with, or that the items could not be decoded with.
         """
-        if self._waiting is not None:
-            raise LocalProtocolError("a stream is read by one reader at a time")
+        if self.has_reader:
+            raise LocalProtocolError(_ONE_READER)
         cost, self._cost = self._cost, 0
         if cost:
             self._give_back(cost)
@@ -438,6 +445,8 @@ class Inlet:
                 await waiting
             finally:
                 self._waiting = None
+            if self._is_left:
+                raise Cancelled("the stream was closed while it was read")
         message, count, self._cost = self._came.popleft()
         try:
             self.items = iter(self._decode(message, count))
@@ -495,14 +504,20 @@ class Stream(AsyncIterator[Any]):
         # A generator gives its items at a fraction of what a call of `__anext__` costs; and it is closed when the loop
         # over it is left.
         inlet = self._inlet
+        is_reader = True
         try:
             while True:
                 for item in inlet.items:
                     yield item
+                if inlet.has_reader:
+                    # It goes on reading: this loop does not take the stream away from it.
+                    is_reader = False
+                    raise LocalProtocolError(_ONE_READER)
                 if not await inlet.take():
                     return
         finally:
-            inlet.leave()
+            if is_reader:
+                inlet.leave()
 
     async def __anext__(self) -> Any:
         inlet = self._inlet

@@ -1,6 +1,6 @@
 """TLS from endpoint strings: keys and authorities read, the server's certificate checked, and failures put into words.
 
-Knows OpenSSL, PEM files and how endpoint strings are written; not what is spoken over TLS, nor who asks.
+Knows OpenSSL and PEM files; not what is spoken over TLS, nor who asks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Collection, Sequence
 from typing import Any
 
 import idna
@@ -36,16 +35,15 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStream
 from twisted.internet.ssl import Certificate, CertificateOptions, TLSVersion, platformTrust, trustRootFromCertificates
 from zope.interface import implementer
 
+from protoframe._endpoint_strings import bind_parts, number_of, port_of, split_endpoint
+
 __all__ = [
-    "bind_parts",
     "certificate_of",
     "client_endpoint_of",
     "describe_tls_failure",
     "is_tls_client",
     "is_tls_server",
-    "port_of",
     "server_endpoint_of",
-    "split_endpoint",
 ]
 
 _SERVER_NAMES = ("privateKey", "certKey", "extraCertChain", "trustRoots", "interface", "backlog")
@@ -60,92 +58,6 @@ _KEY = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.+?-----END \1-----", r
 #: Names of a certificate that are told, and how long each may be.
 _MOST_NAMES = 3
 _LONGEST_NAME = 80
-
-# Endpoint strings.
-
-
-def split_endpoint(where: str) -> tuple[str, list[str], dict[str, str]]:
-    r"""Takes an endpoint string apart, with Twisted's escapes: a backslash has the next character stand for itself.
-
-    >>> split_endpoint("tls:12000:privateKey=C\\:/key.pem")
-    ('tls', ['12000'], {'privateKey': 'C:/key.pem'})
-
-    :return: the kind, the parts without a name, and those with one.
-    :raises ValueError: a name is given twice, or nothing follows a backslash.
-    """
-    parts: list[list[str]] = [[""]]
-    characters = iter(where)
-    for character in characters:
-        if character == ":":
-            parts.append([""])
-        elif character == "=" and len(parts[-1]) == 1:
-            parts[-1].append("")
-        elif character == "\\":
-            escaped = next(characters, None)
-            if escaped is None:
-                raise ValueError("nothing follows the backslash at its end")
-            parts[-1][-1] += escaped
-        else:
-            parts[-1][-1] += character
-    named: dict[str, str] = {}
-    for name, value in (part for part in parts if len(part) == 2):
-        if name in named:
-            raise ValueError(f"{name}= is given twice")
-        named[name] = value
-    kind, *positional = [part[0] for part in parts if len(part) == 1] or [""]
-    return kind, positional, named
-
-
-def bind_parts(
-    positional: Sequence[str],
-    named: dict[str, str],
-    positions: Sequence[str],
-    names: Collection[str],
-    required: Sequence[str],
-) -> dict[str, str]:
-    """The parts of an endpoint string by their names.
-
-    :param positional: the parts without a name, as `split_endpoint` gives them.
-    :param named: those with one.
-    :param positions: the names that the former have, in order.
-    :param names: all names that there are.
-    :param required: those that must be there.
-    :raises ValueError: a part is missing, unknown, empty, given twice or too much.
-    """
-    if len(positional) > len(positions):
-        raise ValueError(f"{positional[len(positions)]!r} is a part too many")
-    bound = dict(zip(positions, positional, strict=False))
-    for name, value in named.items():
-        if name not in names:
-            raise ValueError(f"there is no part {name}=; there are {', '.join(f'{known}=' for known in names)}")
-        if name in bound:
-            raise ValueError(f"{name}= is given twice")
-        bound[name] = value
-    for name in required:
-        if name not in bound:
-            raise ValueError(f"{name}= is missing" if name not in positions else f"the {name} is missing")
-    for name, value in bound.items():
-        if not value and name != "interface":
-            raise ValueError(f"{name}= is empty" if name in named else f"the {name} is empty")
-    return bound
-
-
-def port_of(text: str) -> int:
-    """
-    :raises ValueError: it is no port.
-    """
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{text!r} is no port number")
-    if int(text) > 65535:
-        raise ValueError(f"port {text} is above 65535")
-    return int(text)
-
-
-def _number(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text)):
-        raise ValueError(f"{name}={text} is no number above 0")
-    return int(text)
-
 
 # Servers.
 
@@ -179,7 +91,7 @@ def server_endpoint_of(reactor: Any, where: str) -> IStreamServerEndpoint:
     _, positional, named = split_endpoint(where)
     parts = bind_parts(positional, named, ("port",), ("port", *_SERVER_NAMES), ("port", "privateKey"))
     port = port_of(parts["port"])
-    backlog = _number("backlog", parts.get("backlog", "50"))
+    backlog = number_of("backlog", parts.get("backlog", "50"))
     key = parts["privateKey"]
     shown = _credentials(key, parts.get("certKey", key), parts.get("extraCertChain"))
     if "trustRoots" in parts:
@@ -220,7 +132,7 @@ def client_endpoint_of(reactor: Any, where: str) -> IStreamClientEndpoint:
         below = clientFromString(reactor, parts["endpoint"])
     else:
         address = (parts["bindAddress"], 0) if "bindAddress" in parts else None
-        below = HostnameEndpoint(reactor, host, port, _number("timeout", parts.get("timeout", "30")), address)
+        below = HostnameEndpoint(reactor, host, port, number_of("timeout", parts.get("timeout", "30")), address)
     endpoint: IStreamClientEndpoint = wrapClientTLS(creator, below)
     return endpoint
 

@@ -1,18 +1,22 @@
-"""What a twistd plugin needs: options that say where to listen, and the service that listens there.
+"""What a twistd plugin needs: options that say where to listen and who may call, and the service that listens there.
 
-Knows twistd and endpoint strings; what is served is the `Factory`'s.  A plugin is a module with ``Options``, a
-subclass of `ServerOptions`, and ``makeService``, which gives a `ServerService`; `protoframe.servers` has some.
+Knows twistd, endpoint strings and the signals that end a process; what is served is the `Factory`'s.  A plugin is a
+module with ``Options``, a subclass of `ServerOptions`, and ``makeService``, which gives a `ServerService`;
+`protoframe.servers` has some.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python import usage
@@ -21,10 +25,17 @@ from twisted.python.failure import Failure
 from protoframe._endpoints import listen, reason_of, server_endpoint
 from protoframe._factory import Factory
 from protoframe._version import __version__
+from protoframe.authentication import TokenAuthenticator
+from protoframe.interceptors import LogCalls
 
 __all__ = ["ServerOptions", "ServerService"]
 
 _log = Logger(namespace="protoframe.service")
+
+#: Where tokens are, if no file is named.
+_TOKENS = "PROTOFRAME_TOKENS"
+#: Seconds; what `select` and its kin take ends at some 24 days.
+_LONGEST = 1_000_000
 
 
 class ServerOptions(usage.Options):
@@ -35,18 +46,40 @@ class ServerOptions(usage.Options):
     :cvar default_listen: where to listen if no ``--listen`` is given.
     """
 
-    optFlags: ClassVar[list[list[str | None]]] = [["no-reflection", None, "Do not describe to peers what is served."]]
+    optFlags: ClassVar[list[list[str | None]]] = [
+        ["no-reflection", None, "Do not describe to peers what is served."],
+        ["log-calls", None, "Log a line for each call, when it has ended."],
+    ]
     default_listen = "tcp:12000:interface=127.0.0.1"
 
     def __init__(self) -> None:
         super().__init__()
         self["listen"] = []
+        self["authenticator"] = None
+        self["drain"] = 30.0
 
     def opt_listen(self, where: str) -> None:
         """Where to listen: a Twisted endpoint string (tcp:12000, unix:/run/x.sock, ...); may be given several times."""
         self["listen"].append(where)
 
     opt_l = opt_listen
+
+    def opt_tokens(self, path: str) -> None:
+        """Serve only those who send a token that this file lists, or else $PROTOFRAME_TOKENS, if it is set."""
+        try:
+            self["authenticator"] = TokenAuthenticator.from_file(path)
+        except ValueError as error:
+            raise usage.UsageError(f"--tokens: {error}") from None
+
+    def opt_drain(self, seconds: str) -> None:
+        """Seconds that running calls may take to end, when the server is stopped, before they are cancelled: 30."""
+        try:
+            self["drain"] = float(seconds)
+        except ValueError:
+            raise usage.UsageError(f"--drain: expected a number of seconds, got {seconds!r}") from None
+        # Of NaN neither holds.
+        if not 0 <= self["drain"] <= _LONGEST:
+            raise usage.UsageError(f"--drain: expected 0 to {_LONGEST} seconds, got {seconds}")
 
     def opt_version(self) -> NoReturn:
         """Show the version of protoframe and exit."""
@@ -73,8 +106,28 @@ class ServerOptions(usage.Options):
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
-            _complain(f"{error}; see: twistd {self._name()} --help")
-            raise SystemExit(2) from None
+            self._refuse(error)
+
+    def apply(self, factory: Factory) -> None:
+        """Has a factory ask for tokens, and log calls, as the options say.
+
+        A factory with an authenticator of its own keeps it: ``--tokens`` is a mistake then.
+        """
+        try:
+            if factory.authenticator is None:
+                factory.authenticator = self["authenticator"]
+                if factory.authenticator is None and _TOKENS in os.environ:
+                    factory.authenticator = TokenAuthenticator.from_environment(_TOKENS)
+            elif self["authenticator"] is not None:
+                raise usage.UsageError("--tokens: the Factory that is served has an authenticator of its own")
+        except (ValueError, usage.UsageError) as error:
+            self._refuse(error)
+        if self["log-calls"] and not any(isinstance(one, LogCalls) for one in factory.interceptors):
+            factory.interceptors = (LogCalls(), *factory.interceptors)
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        _complain(f"{error}; see: twistd {self._name()} --help")
+        raise SystemExit(2) from None
 
     def _name(self) -> str:
         parent: Any = getattr(self, "parent", None)
@@ -85,13 +138,17 @@ class ServerService(Service):
     """Serves a factory at one or more places, or not at all.
 
     A place that cannot be had ends the process, with one line on standard error and exit status 1: no server runs that
-    listens at half of its places.
+    listens at half of its places.  Options that do not go with the factory end it too, with exit status 2.
 
-    :param factory: what to serve.
+    It ends in order: it listens no more, refuses new calls, and gives those that run the time of ``--drain``.  SIGTERM
+    is a request to do so, and exit status 0 says that it was done; a second signal cuts the time short.
+
+    :param factory: what to serve; its authenticator and its interceptors become what the options say.
     :param options: the command line, with where to listen.
     """
 
     def __init__(self, factory: Factory, options: ServerOptions) -> None:
+        options.apply(factory)
         self._factory = factory
         self._options = options
         self._ports: list[IListeningPort] = []
@@ -116,14 +173,35 @@ class ServerService(Service):
         if not self._ports:
             self.privilegedStartService()
         super().startService()
+        from twisted.internet import reactor
+
+        running: Any = reactor
+        running.callWhenRunning(_Signals.serve, running, self)
 
     def stopService(self) -> Deferred[Any]:
-        """Stops listening, and closes the conversations in order."""
+        """Stops listening, takes no new calls, and lets those that run end, in the time of ``--drain``."""
         super().stopService()
         ports, self._ports = self._ports, []
         waits: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port in ports]
-        waits += [connection.close() for connection in self._factory.connections]
-        return DeferredList(waits, consumeErrors=True)
+        seconds = self._options["drain"]
+        connections = len(self._factory.connections)
+        if connections:
+            _log.info("{connections} connections have {seconds:g} s to end", connections=connections, seconds=seconds)
+        waits.append(self._factory.drain(seconds))
+        stopped = DeferredList(waits, consumeErrors=True)
+        stopped.addCallback(self._stopped)
+        return stopped
+
+    def hurry(self) -> None:
+        """Cancels what still runs."""
+        connections = self._factory.connections
+        _log.warn("{connections} connections are closed now", connections=len(connections))
+        for connection in connections:
+            connection.close()
+
+    def _stopped(self, result: Any) -> Any:
+        _Signals.forget(self)
+        return result
 
     def _listening(self, port: IListeningPort, where: str) -> None:
         self._ports.append(port)
@@ -154,6 +232,82 @@ class ServerService(Service):
             running: Any = reactor
             running.addSystemEventTrigger("after", "shutdown", os._exit, 1)
             running.stop()
+
+
+class _Signals:
+    """SIGTERM and SIGINT while the reactor runs: the first has it stop, and the next has its services hurry.
+
+    The reactor's own handlers note which signal it was, and twistd ends by the same signal at last.  For SIGINT that is
+    what a shell wants to see; SIGTERM is kept from the reactor, so that a server which ended in order exits with 0.
+    Handlers that are not the reactor's are somebody else's, and stay.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._services: list[ServerService] = []
+        self._previous: dict[int, Any] = {}
+        self._is_ending = False
+
+    @classmethod
+    def serve(cls, reactor: Any, service: ServerService) -> None:
+        """Has a service of a running reactor told of signals."""
+        if not service.running or threading.current_thread() is not threading.main_thread():
+            return
+        signals = cls._installed()
+        if signals is None:
+            signals = cls(reactor)
+            signals._install()
+        signals._services.append(service)
+
+    @classmethod
+    def forget(cls, service: ServerService) -> None:
+        """A service has stopped."""
+        signals = cls._installed()
+        if signals is not None and service in signals._services:
+            signals._services.remove(service)
+            if not signals._services and not signals._is_ending:
+                signals._restore()
+
+    @classmethod
+    def _installed(cls) -> _Signals | None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            installed = getattr(signal.getsignal(number), "__self__", None)
+            if isinstance(installed, cls):
+                return installed
+        return None
+
+    def _install(self) -> None:
+        for number, own in ((signal.SIGTERM, "sigTerm"), (signal.SIGINT, "sigInt")):
+            previous = signal.getsignal(number)
+            if previous is not None and previous == getattr(self._reactor, own, None):
+                self._previous[number] = previous
+                signal.signal(number, self._handle)
+
+    def _restore(self) -> None:
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, previous)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        # Anything may be in the midst of anything now: the reactor does it in its turn.
+        self._reactor.callFromThread(self._received, number, frame)
+
+    def _received(self, number: int, frame: Any) -> None:
+        if self._is_ending:
+            for service in self._services:
+                service.hurry()
+            return
+        self._is_ending = True
+        self._reactor.addSystemEventTrigger("after", "shutdown", self._restore)
+        if number == signal.SIGTERM:
+            _log.info("received SIGTERM, shutting down")
+            try:
+                self._reactor.stop()
+            except ReactorNotRunning:
+                # It stops already, for another reason.
+                self._received(number, frame)
+        else:
+            self._previous[number](number, frame)
 
 
 def _complain(text: str) -> None:

@@ -23,7 +23,7 @@ from protoframe import (
     InvalidResponse,
     Limits,
     Protocol,
-    _connection,
+    _calling,
     request,
 )
 from protoframe._context import Scope, scope

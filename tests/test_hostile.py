@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -140,7 +141,8 @@ def test_random_bytes_close_the_connection_and_nothing_else(target: Target) -> N
 
 def test_a_length_of_4_gib_is_never_waited_for(target: Target) -> None:
     # As the whole length of a message in several frames ...
-    huge = serialize_frame(Kind.REQUEST, Flag.MORE, 1, struct.pack("!I", 0xFFFFFFFF) + bytes(100))
+    head = struct.pack("!IIHH", 0xFFFFFFFF, 5000, 12, 0) + b"Speech.upper"
+    huge = serialize_frame(Kind.REQUEST, Flag.MORE, 1, head + bytes(100))
     with target.connect() as peer:
         peer.sendall(HELLO + huge)
         peer.recv(8, socket.MSG_WAITALL)
@@ -262,3 +264,120 @@ def test_a_peer_that_never_reads_is_not_answered_without_end(target: Target) -> 
         assert sent < 100_000_000, "the server read on although nobody read its answers"
         assert target.serves()
         assert target.server.resident_kib() - before < 64 * 1024
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """A server whose handlers count themselves, and whose patience with who does not read is short."""
+    port = free_port()
+    directory: Path = tmp_path_factory.mktemp("bounded")
+    (directory / "bounded.py").write_text(BOUNDED)
+    arguments = ("pf-serve", "--protocol", "bounded:factory", "--listen", f"tcp:{port}:interface=127.0.0.1")
+    with server(directory, *arguments) as running:
+        yield Target(running, port)
+
+
+BOUNDED = """
+from collections.abc import AsyncIterator
+from twisted.internet.defer import Deferred
+from protoframe import Factory, Limits, Protocol, request
+
+class Count(Protocol):
+    now = most = begun = 0
+
+    @request
+    async def wait(self) -> None:
+        Count.begun += 1
+        Count.now += 1
+        Count.most = max(Count.most, Count.now)
+        try:
+            await Deferred()
+        finally:
+            Count.now -= 1
+
+    @request
+    async def flow(self) -> AsyncIterator[bytes]:
+        while True:
+            Count.begun += 1
+            yield bytes(1000)
+
+    @request
+    async def counts(self) -> list[int]:
+        return [Count.now, Count.most, Count.begun]
+
+def factory() -> Factory:
+    return Factory(Count, limits=Limits(write_timeout=1.0, max_calls=100))
+"""
+
+
+def counts(target: Target) -> list[int]:
+    done = pf("call", f"tcp:127.0.0.1:{target.port}", "Count.counts")
+    assert done.returncode == 0, done.stderr
+    decoded: list[int] = msgspec.json.decode(done.stdout)
+    return decoded
+
+
+def test_a_hundred_thousand_calls_and_cancels_end_in_a_goaway_and_never_in_more_handlers(bounded: Target) -> None:
+    flood = bytearray(HELLO)
+    for number in range(100_000):
+        flood += request(2 * number + 1, b"Count.wait", b"\x80")
+        flood += serialize_frame(Kind.CANCEL, 0, 2 * number + 1, b"")
+    before = bounded.server.resident_kib()
+    with bounded.connect() as peer:
+        sender = threading.Thread(target=send_what_is_taken, args=(peer, bytes(flood)))
+        sender.start()
+        answer = read_all(peer)
+        peer.close()
+        sender.join()
+    kind, _, _, payload = frames(answer)[-1]
+    assert kind == Kind.GOAWAY
+    assert payload[:2] == b"\x00\x08"
+    # Which of the two is seen first depends on how the octets come in.
+    assert b"calls are cancelled at once" in payload or b"calls are opened than 100 at once" in payload
+    running, most, begun = counts(bounded)
+    assert running == 0
+    assert most <= 100
+    assert begun <= 1000
+    bounded.server.wait_for_log("CancelFlood")
+    assert bounded.server.resident_kib() - before < 16 * 1024
+
+
+def send_what_is_taken(peer: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        peer.sendall(data)
+
+
+def test_a_flood_of_pings_and_one_of_calls_above_the_limit_end_in_a_goaway(bounded: Target) -> None:
+    pings = serialize_frame(Kind.PING, 0, 0, bytes(8)) * 5000
+    calls = b"".join(request(2 * number + 1, b"Count.wait", b"\x80") for number in range(5000))
+    for flood, text in ((pings, "PINGs at once"), (calls, "more calls are opened than 100 at once")):
+        answer = bounded.answer_to(HELLO + flood)
+        kind, _, _, payload = frames(answer)[-1]
+        assert kind == Kind.GOAWAY
+        assert payload[:2] == b"\x00\x08"
+        assert text in payload[10:].decode()
+    assert counts(bounded)[0] == 0
+
+
+def test_a_peer_that_never_reads_stops_the_generator_and_is_dropped_at_the_bound(bounded: Target) -> None:
+    # 0xffffffff: no deadline.
+    message = struct.pack("!IHH", 0xFFFFFFFF, 10, 0) + b"Count.flow" + b"\x80"
+    greeting = Hello(
+        max_frame=65536,
+        max_message=4 << 20,
+        max_unfinished=16 << 20,
+        max_calls=10,
+        stream_credit=(1 << 31) - 1,
+        connection_credit=(1 << 31) - 1,
+    )
+    _, _, before = counts(bounded)
+    memory = bounded.server.resident_kib()
+    began = time.monotonic()
+    with bounded.connect() as peer:
+        peer.sendall(serialize_preface() + serialize_frame(Kind.HELLO, 0, 0, greeting.serialize()))
+        peer.sendall(serialize_frame(Kind.REQUEST, Flag.STREAM, 1, message))
+        bounded.server.wait_for_log(r"WriteTimeout: the peer read nothing for 1 s")
+        assert time.monotonic() - began < 10
+        # The kernel's buffers took a few thousand; credit of 2 GiB notwithstanding, nobody asked for more.
+        assert counts(bounded)[2] - before < 20_000
+        assert bounded.server.resident_kib() - memory < 8 * 1024

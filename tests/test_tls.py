@@ -33,16 +33,15 @@ from twisted.internet.testing import MemoryReactor, StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe import ConnectFailed, Factory, Limits, connect, listen
+from protoframe._endpoint_strings import bind_parts, split_endpoint
 from protoframe._endpoints import client_endpoint, server_endpoint
 from protoframe._tls import (
     CertificateRefused,
     _authorities,
     _credentials,
     _options,
-    bind_parts,
     certificate_of,
     describe_tls_failure,
-    split_endpoint,
 )
 from protoframe.servers.upper import Speech
 from tests.processes import free_port, pf, server

@@ -1,12 +1,16 @@
 """The first server: it answers with what it was sent, in capital letters.
 
 The upper-case server is the example that lectures on sockets begin with.  Here it is as a Protocol: typed, with an
-error of its own.
+error of its own, and with streams in either direction.
 """
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from twisted.internet.task import deferLater
 
 from protoframe import Error, Factory, Protocol, request
 from protoframe.service import ServerOptions, ServerService
@@ -14,6 +18,9 @@ from protoframe.service import ServerOptions, ServerService
 __all__ = ["Options", "Speech", "Statistics", "TooLong", "makeService"]
 
 LONGEST = 100_000
+
+#: Seconds from one letter to the next.
+Pause = Annotated[float, Meta(ge=0.0, le=10.0)]
 
 
 class TooLong(Error):
@@ -59,6 +66,31 @@ class Speech(Protocol):
     async def echo(self, text: str) -> str:
         """The text as it came."""
         return text
+
+    @request(idempotent=True, raises=[TooLong])
+    async def spell(self, word: str, pause: Pause = 0.0) -> AsyncIterator[str]:
+        """The letters of a word, one at a time, so many seconds apart."""
+        for number, letter in enumerate(_checked(word)):
+            if number and pause:
+                from twisted.internet import reactor
+
+                await deferLater(reactor, pause)
+            yield letter
+
+    @request(idempotent=True, raises=[TooLong])
+    async def shout(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+        """Each line in capital letters, as it comes."""
+        async for line in lines:
+            yield _checked(line).upper()
+
+    @request(idempotent=True, raises=[TooLong])
+    async def longest(self, words: AsyncIterator[str]) -> str | None:
+        """The first of the longest words; null where there are none."""
+        longest: str | None = None
+        async for word in words:
+            if longest is None or len(_checked(word)) > len(longest):
+                longest = word
+        return longest
 
 
 def _checked(text: str) -> str:

@@ -487,9 +487,18 @@ class Refused(SynchronousTestCase):
         self.refused({"return": int}, "its first parameter is self", "def f(): ...")
         self.refused({"return": int}, "its first parameter is self", "def f(*, a): ...")
 
-    def test_streams(self):
-        self.refused({"x": int, "return": AsyncIterator[int]}, "streams are not supported")
-        self.refused({"x": AsyncIterator[int], "return": int}, "parameter x: streams are not supported")
+    def test_streams_of_what_no_item_can_be(self):
+        self.refused({"x": int, "return": AsyncIterator}, "result: a stream of what?")
+        self.refused({"x": AsyncIterator, "return": int}, "parameter x: a stream of what?")
+        self.refused({"x": AsyncIterator[AsyncIterator[int]], "return": int}, "cannot be streams")
+        self.refused({"x": int, "return": AsyncIterator[complex]}, "no type that can travel")
+        self.refused({"x": AsyncIterator[complex], "return": int}, "no type that can travel")
+
+    def test_streams_that_a_call_cannot_have(self):
+        two = {"x": AsyncIterator[int], "y": AsyncIterator[int], "return": int}
+        self.refused(two, "x and y are streams, and a call sends one at most", "def f(self, x, y): ...")
+        with_default = {"x": AsyncIterator[int], "return": int}
+        self.refused(with_default, "parameter x: a stream has no default", "def f(self, x=None): ...")
 
     def test_types_that_are_not_known(self):
         class Custom:

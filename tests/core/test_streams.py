@@ -151,6 +151,8 @@ def check_whole(pair):
             conversation._oneway,
             conversation._suspended,
             conversation._waiting,
+            conversation._incoming,
+            conversation._outgoing,
         ):
             assert not state, state
         window = conversation._granted._connection
@@ -545,8 +547,16 @@ class CreditOfStreams(Case):
             self.assertRaises(LocalProtocolError, self.caller.call, flags=flags)
         self.assertEqual(self.frames(self.caller), [])
 
-    def test_the_answer_to_a_call_with_a_stream_is_no_single_result(self):
+    def test_a_method_without_a_stream_may_answer_a_caller_that_takes_one(self):
+        for flags in (STREAM, BOTH):
+            call_id, token = self.call(flags)
+            self.server.conversation.respond(call_id, b"r" * 3000)
+            self.finish()
+            self.assertEqual(self.caller.outcome(token), ResponseReceived(token, b"r" * 3000))
+
+    def test_after_an_item_the_answer_is_no_single_result(self):
         call_id, token = self.call(STREAM)
+        self.send(self.server, call_id, "a")
         self.assertRaises(LocalProtocolError, self.server.conversation.respond, call_id, b"")
         self.server.conversation.end_items(call_id)
         self.finish()
@@ -876,10 +886,6 @@ class RuleBreaks(SynchronousTestCase):
             for more in (frame(ITEM, 0, 2, item_message()), frame(END, 0, 2), frame(RESPONSE, 0, 2, b"\xc0")):
                 self.refused(answer + more, RemoteProtocolError, calls=[STREAM])
 
-    def test_a_single_result_where_a_stream_is_the_answer(self):
-        self.refused(frame(RESPONSE, 0, 2, b"\xc0"), RemoteProtocolError, calls=[STREAM])
-        self.refused(frame(RESPONSE, MORE, 2, struct.pack("!I", 3000) + b"a"), RemoteProtocolError, calls=[BOTH])
-
     def test_what_stands_between_the_parts_of_an_item(self):
         part = large_item(3000, item_message())
         for call_id, calls, before in ((1, (), asked(ITEMS)), (2, (STREAM,), b"")):
@@ -893,7 +899,7 @@ class RuleBreaks(SynchronousTestCase):
         self.refused(
             part[:4] + struct.pack("!Q", 2) + part[12:] + frame(RESPONSE, MORE, 2, struct.pack("!I", 99) + b"a"),
             RemoteProtocolError,
-            calls=[0, 0],
+            calls=[STREAM],
         )
 
     def test_what_comes_before_the_request_is_whole(self):
@@ -1120,11 +1126,13 @@ STEPS = (
 
 
 class Interleavings(SynchronousTestCase):
-    @settings(max_examples=250)
+    @settings(max_examples=150)
     @given(
         st.lists(
             st.tuples(st.sampled_from(STEPS), st.integers(0, 1), st.integers(0, 11), st.sampled_from(SIZES)),
-            max_size=70,
+            # Short walks meet little; steps that find nothing to do are left out of what is shown.
+            min_size=25,
+            max_size=80,
         )
     )
     def test_no_credit_leaks_and_no_item_is_lost_or_overtaken(self, steps):

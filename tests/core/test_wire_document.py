@@ -5,21 +5,35 @@ from __future__ import annotations
 import pathlib
 import re
 
+import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe.core.frames import (
     FIRST_VERSION,
+    ITEM_OVERHEAD,
     LAST_VERSION,
     LONGEST_HELLO,
+    LONGEST_REMAINING,
     LONGEST_TEXT,
+    MOST_ITEMS,
+    NO_DEADLINE,
     Flag,
+    Hello,
     Kind,
     serialize_preface,
 )
-from protoframe.core.limits import LARGEST_FRAME, SMALLEST_FRAME
+from protoframe.core.limits import LARGEST_FRAME, SMALLEST_FRAME, Limits
 from protoframe.core.messages import SLACK
 from protoframe.core.state import TRANSITIONS
-from protoframe.errors import Status
+from protoframe.errors import (
+    Flood,
+    RemoteProtocolError,
+    Status,
+    TooManyConnections,
+    TooMuchUnsent,
+    Unauthenticated,
+    VersionMismatch,
+)
 from tests.core.test_frames import vectors
 
 TEXT = (pathlib.Path(__file__).parents[2] / "docs" / "wire-format.md").read_text("utf-8")
@@ -30,6 +44,17 @@ def rows(heading):
     _, _, rest = TEXT.partition(f"{heading}\n")
     table = rest.partition("\n\n")[0].splitlines()[1:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def types_of(cls):
+    return {field.name: field.type.__name__ for field in msgspec.structs.fields(cls)}
+
+
+def defaults_of(cls):
+    return {
+        field.name: None if field.default is msgspec.NODEFAULT else field.default
+        for field in msgspec.structs.fields(cls)
+    }
 
 
 class WireDocument(SynchronousTestCase):
@@ -44,6 +69,34 @@ class WireDocument(SynchronousTestCase):
         self.assertEqual(flags, {flag.name: int(flag) for flag in Flag})
         statuses = {row[1]: int(row[0]) for row in rows("| status | name | meaning |")}
         self.assertEqual(statuses, {status.name: int(status) for status in Status})
+
+    def test_the_settings_are_the_codes(self):
+        written = rows("| key | type | bounds | meaning |")
+        self.assertEqual({row[0].strip("`"): row[1] for row in written}, types_of(Hello))
+        optional = {row[0].strip("`") for row in written if row[2].startswith("optional")}
+        self.assertEqual(optional, {name for name, default in defaults_of(Hello).items() if default is not None})
+
+    def test_what_an_end_says_when_it_ends_is_a_status(self):
+        for number, _ in rows("| the status of a GOAWAY | why |"):
+            self.assertTrue(number == "0" or Status(int(number)))
+        for cls in (RemoteProtocolError, Flood, TooManyConnections, TooMuchUnsent, VersionMismatch, Unauthenticated):
+            self.assertIn(str(int(cls.status)), [row[0] for row in rows("| the status of a GOAWAY | why |")])
+
+    def test_the_allowances_are_the_defaults(self):
+        limits = Limits()
+        (cancels, pings) = rows("| what | at once | a second |")
+        self.assertEqual(cancels[1], f"{limits.cancel_burst:,}, or `max_calls` where that is more")
+        self.assertEqual((cancels[2], pings[1:]), (f"{limits.cancel_rate:g}", ["100", "10"]))
+        self.assertEqual((limits.ping_burst, limits.ping_rate), (100, 10))
+        self.assertIn(f"hears nothing for {limits.keepalive_idle:g} s sends a PING of 8 octets of 0", TEXT)
+        self.assertIn(f"nothing {limits.keepalive_timeout:g} s later", TEXT)
+        self.assertIn(f"it for {limits.write_timeout:g} s; as long", TEXT)
+
+    def test_what_an_item_costs_and_what_is_no_deadline_are_the_codes(self):
+        self.assertIn(f", and {ITEM_OVERHEAD} for\n  each item", TEXT)
+        self.assertIn(f"1 to {MOST_ITEMS:,}", TEXT)
+        self.assertIn(f"`{NO_DEADLINE:#x}` means that there is none", TEXT)
+        self.assertIn(f"`{round(LONGEST_REMAINING * 1000):#x}`, some 49 days", TEXT)
 
     def test_the_states_are_the_tables(self):
         written = rows("| state | what happens | then |")
