@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
+import textwrap
 from typing import Any
 
 from docutils import nodes
@@ -36,14 +38,15 @@ maximum_signature_line_length = 88
 
 # What other projects document: their inventories are on the network, which a build does without.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(twisted|zope|msgspec|collections\.abc|contextlib|typing|types)\..*"),
+    (r"py:.*", r"(twisted|zope|msgspec|collections\.abc|contextlib|os|typing|types)\..*"),
     # The same by the names that annotations and docstrings have for them.
     (r"py:.*", r"(I[A-Z]\w+|Deferred|Failure|Options|Service|Struct|StringTransport|CannotListenError)"),
+    (r"py:.*", r"CollectorRegistry"),
     (r"py:.*", r"(Any|Callable|Iterable|Iterator|Mapping|Sequence|AbstractSet|Literal|NoReturn|ClassVar)"),
     (r"py:.*", r"(bool|bytes|dict|float|frozenset|int|list|None|object|str|tuple|type)"),
     (r"py:.*", r"(Connection|Exception|Timeout|Type|Value)Error|Exception|(enum\.)?IntEnum"),
     # What public signatures name, and users have no use for.
-    (r"py:.*", r"protoframe\._stream\.StreamCarrier|protoframe\.core\.schema\.Method"),
+    (r"py:.*", r"protoframe\.(_stream\.StreamCarrier|_streaming\.Stream|core\.schema\.Method)"),
     # Type variables.
     (r"py:.*", r"(protoframe\.\w+\.)?(P|F|PeerT)"),
 ]
@@ -53,9 +56,9 @@ def resolve_public_name(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
     """Finds what is documented as ``protoframe.X`` where it is called ``X``, or by the module that it is defined in."""
     if node.get("refdomain") != "py":
         return None
-    name = re.sub(r"^(protoframe\.(_\w+|errors|core\.limits)\.)", "", node["reftarget"])
+    name = re.sub(r"^(protoframe\.(_\w+|errors|core\.limits|authentication|interceptors)\.)", "", node["reftarget"])
     domain = env.domains["py"]
-    for prefix in ("protoframe.", "protoframe._connection."):
+    for prefix in ("protoframe.", "protoframe.interceptors."):
         if f"{prefix}{name}" in domain.objects:
             docname = domain.objects[f"{prefix}{name}"].docname
             return domain.resolve_xref(env, docname, app.builder, "obj", f"{prefix}{name}", node, contnode)
@@ -92,9 +95,27 @@ class ErrorTree(SphinxDirective):
         return [nodes.literal_block(text, text, language="text")]
 
 
+class AutoInterface(SphinxDirective):
+    """An interface of zope's, with its methods, which autodoc does not see."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Its docstrings, as those of a class."""
+        module, _, name = self.arguments[0].rpartition(".")
+        interface = getattr(importlib.import_module(module), name)
+        lines = [f".. py:class:: {self.arguments[0]}", "", textwrap.indent(inspect.cleandoc(interface.getDoc()), "   ")]
+        for method in interface.names():
+            signature = interface[method].getSignatureString()
+            doc = textwrap.indent(inspect.cleandoc(interface[method].getDoc()), "      ")
+            lines += ["", f"   .. py:method:: {method}{signature}", "", doc]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
 def setup(app: Sphinx) -> None:
     """Registers what is above."""
     app.connect("missing-reference", resolve_public_name)
     app.connect("autodoc-process-signature", name_interfaces)
     app.add_directive("conversation-states", ConversationStates)
     app.add_directive("error-tree", ErrorTree)
+    app.add_directive("autointerface", AutoInterface)

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from protoframe._context import NO_METADATA, Scope, decode_metadata, scope
 from protoframe._handler import RunningHandler
 from protoframe._protocol import Protocol
-from protoframe._streaming import Inlets, Outlet, Outlets, Stream
+from protoframe._streaming import Inlets, Outlet, Outlets, Stream, travelling
 from protoframe.core.conversation import Conversation
 from protoframe.core.events import RequestCancelled, RequestDropped, RequestReceived
 from protoframe.core.frames import ErrorBody, Flag
@@ -251,6 +251,7 @@ class Server:
             if verdict is not None and self._conversation.state is _CLOSED:
                 pass
             elif verdict is not None:
+                self._forget(call_id, flags)
                 body = ErrorBody(verdict.status, verdict.type_name, verdict.message)
                 self._conversation.refuse(call_id, body)
             elif error is not None:
@@ -289,7 +290,11 @@ class Server:
         call_id, json = event.call_id, event.flags & _JSON != 0
 
         def decode(message: bytes, count: int) -> list[Any]:
-            return items.decode(message, count, self._max_nesting, json=json)
+            try:
+                return items.decode(message, count, self._max_nesting, json=json)
+            except InvalidArgument as error:
+                # The caller's fault, though the handler is where it shows.
+                raise travelling(error) from None
 
         return Stream(self._inlets.open(call_id, decode))
 
@@ -364,8 +369,9 @@ class Server:
             return
         self._forget(call_id, flags)
         json = flags & _JSON != 0
-        if isinstance(error, _Refusal):
-            error = error.error
+        if isinstance(error, Error) and "_travels" in error.__dict__:
+            if isinstance(error, MessageTooLarge):
+                _log.error("{method}: {error}", method=method.full_name, error=error.message)
             self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
             return
         declared = method.error_for(error)
@@ -394,20 +400,13 @@ class Server:
         )
 
 
-class _Refusal(Exception):
-    """An interceptor refused the call, with an error of the framework's."""
-
-    def __init__(self, error: Error) -> None:
-        super().__init__()
-        self.error = error
-
-
 async def _run_chain(chain: Chain) -> Any:
     try:
         return await chain.run()
     except Error as error:
         if error is not chain.innermost_error and type(error) is BY_NAME.get(type(error).__name__):
-            raise _Refusal(error) from None
+            # An interceptor refused the call, with an error of the framework's.
+            travelling(error)
         raise
 
 

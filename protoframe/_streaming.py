@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
@@ -20,9 +20,11 @@ from protoframe.core.events import ItemsReceived
 from protoframe.core.frames import COUNT, HEADER, ITEM_OVERHEAD
 from protoframe.core.messages import BACKLOG
 from protoframe.core.state import State
-from protoframe.errors import Cancelled, LocalProtocolError, MessageTooLarge
+from protoframe.errors import Cancelled, Error, LocalProtocolError, MessageTooLarge
 
-__all__ = ["Inlet", "Inlets", "Outlet", "Outlets", "Stream", "ended_inlet"]
+__all__ = ["Inlet", "Inlets", "Outlet", "Outlets", "Stream", "ended_inlet", "travelling"]
+
+E = TypeVar("E", bound=Error)
 
 _CLOSED = State.CLOSED
 
@@ -40,6 +42,12 @@ _ONE_READER = "a stream is read by one reader at a time"
 
 #: What precedes the items in msgpack: array 32, and how many there are.
 _ARRAY = b"\xdd\0\0\0\0"
+
+
+def travelling(error: E) -> E:
+    """Marks an error as the framework's own words: where it ends a call, it reaches the caller as it is."""
+    error.__dict__["_travels"] = True
+    return error
 
 
 class Outlets:
@@ -204,8 +212,8 @@ class Outlet:
         item = bytes(buffer[before:]).removeprefix(b"," if self._json and self._count > 1 else b"")
         del buffer[before:]
         self._count -= 1
-        if len(item) > self._max_size - len(self._head):
-            raise MessageTooLarge(f"an item is {len(item)} bytes, and {self._max_size} are allowed")
+        if len(item) > self._max_size:
+            raise travelling(MessageTooLarge(f"an item is {len(item)} bytes, and {self._max_size} are allowed"))
         if self._count:
             self.flush()
             await self._has_room()
@@ -217,7 +225,7 @@ class Outlet:
         while self._count and not self._is_over:
             await self._has_room()
             self.flush()
-        while self.call_id in self._outlets.conversation.outbox.cut and not self._is_over:
+        while not self._is_over and not self._outlets.conversation.may_end(self.call_id):
             await self._wait()
 
     async def _has_room(self) -> None:

@@ -24,7 +24,7 @@ from protoframe._endpoints import _ClientFactory
 from tests.test_calls import served
 
 #: Seconds after which what should come to hold, and does not, fails a test.
-PATIENCE = 15.0
+PATIENCE = 8.0
 
 
 async def until(holds: Callable[[], object]) -> None:

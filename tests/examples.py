@@ -47,7 +47,7 @@ DIRECTIVES = frozenset({"{toctree}", "{eval-rst}", "{conversation-states}", "{er
 _FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[^`]*)")
 _FILE = re.compile(r"# (?P<name>[\w/]+\.py)(?P<more>, continued)?\n")
 _PORT = re.compile(r"\b120\d\d\b")
-_LISTENS = re.compile(r"--listen[ =](?P<kind>tcp|ssl|unix):(?P<where>[^: ]+)")
+_LISTENS = re.compile(r"--listen[ =](?P<kind>tcp|tls|ssl|unix):(?P<where>[^: ]+)")
 #: In reStructuredText: what would show code.
 _REST_CODE = re.compile(
     r"\.\. (code|sourcecode|parsed-literal|literalinclude|doctest|testcode)|(^|[^.: ]|\S )::$", re.MULTILINE

@@ -10,6 +10,7 @@ import datetime
 import enum
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,45 @@ class Desk(Protocol[Any]):
     async def letters(self, count: int) -> str:
         """A text that is as long as asked."""
         return "x" * count
+
+    @request
+    async def numbers(self, count: int) -> AsyncIterator[int]:
+        """As many as asked."""
+        for number in range(count):
+            yield number
+
+    @request
+    async def drip(self) -> AsyncIterator[str]:
+        """One, and then nothing for ever."""
+        try:
+            yield "one"
+            await Deferred()
+        finally:
+            say("drip left")
+
+    @request(raises=[Refused])
+    async def tire(self, count: int) -> AsyncIterator[Item]:
+        """As many as asked, and then an error."""
+        for number in range(count):
+            yield Item(f"item {number}")
+        raise Refused("enough", reason="tired", limit=count)
+
+    @request
+    async def add(self, numbers: AsyncIterator[int], to: int = 0) -> int:
+        """The sum."""
+        async for number in numbers:
+            to += number
+        return to
+
+    @request
+    async def repeat(self, items: AsyncIterator[Item]) -> AsyncIterator[str]:
+        """Their names, as they come."""
+        async for item in items:
+            yield item.name
+
+    @request(oneway=True, permission="tell")
+    async def tell(self, text: str) -> None:
+        """Takes note."""
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -23,10 +24,11 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 import trustme
+from twisted.internet.task import Clock
 
 import protoframe
 from protoframe import errors
-from protoframe.cli import arguments, call, completing, output, problems, schemas
+from protoframe.cli import arguments, call, completing, items, output, problems, schemas
 from protoframe.core.frames import serialize_preface
 
 PF = [sys.executable, "-m", "protoframe.cli"]
@@ -221,7 +223,8 @@ class TestCall:
         shutil.copy(directory / "authority.pem", trusted)
         where = f"{server.where['tls']}:trustRoots={trusted}"
         assert result(pf("call", where, "Desk.echo", "text=secret")) == "secret"
-        assert "certificate verify failed" in error_line(pf("call", server.where["tls"], "Desk.echo", "text=secret"), 7)
+        refused = pf("call", server.where["tls"], "Desk.echo", "text=secret")
+        assert "an authority that is not trusted here" in error_line(refused, 7)
 
     def test_arguments_become_what_the_method_takes(self, server: Server) -> None:
         cases: list[tuple[str, list[str], object]] = [
@@ -313,11 +316,13 @@ class TestUsage:
         for (_, text), done in zip(cases, pf_each(words for words, _ in cases), strict=True):
             assert text in error_line(done, 2)
 
-    def test_a_file_that_is_too_large_is_refused_unread(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_too_large_is_refused_unread(self, server: Server, tmp_path: Path) -> None:
         file = tmp_path / "sparse"
         with file.open("wb") as opened:
             opened.truncate(arguments.LONGEST_FILE + 1)
-        assert "more than 1073741824 bytes" in error_line(pf("call", "tcp:127.0.0.1:1", "A.b", f"x@{file}"), 2)
+        for where in (server.tcp, server.where["mute"]):
+            done = pf("call", where, "Desk.echo", f"text@{file}")
+            assert f"text@{file}: more than 1073741824 bytes" in error_line(done, 2)
 
 
 class TestConnecting:
@@ -435,6 +440,96 @@ def started(*words: str, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
 def ended(process: subprocess.Popen[bytes]) -> Done:
     out, err = process.communicate(timeout=PATIENCE)
     return Done(process.returncode, out.decode(), err.decode())
+
+
+class TestStreams:
+    def test_items_are_lines_in_their_order(self, server: Server) -> None:
+        done = pf("call", server.tcp, "Desk.numbers", "count:=5000")
+        assert done == Done(0, "".join(f"{number}\n" for number in range(5000)), "")
+        assert pf("call", server.where["mute"], "Desk.numbers", "count:=2") == Done(0, "0\n1\n", "")
+        assert pf("call", server.tcp, "Desk.numbers", "count:=0") == Done(0, "", "")
+
+    def test_items_are_written_as_they_come_and_an_interrupt_leaves_the_stream(self, server: Server) -> None:
+        with started("call", server.tcp, "Desk.drip") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b'"one"\n'
+            process.send_signal(signal.SIGINT)
+            assert ended(process) == Done(130, "", "pf: interrupted\n")
+        server.wait_for("drip left")
+
+    def test_an_error_comes_behind_the_items_before_it(self, server: Server) -> None:
+        done = pf("call", server.tcp, "Desk.tire", "count:=2")
+        assert [json.loads(line)["name"] for line in done.out.splitlines()] == ["item 0", "item 1"]
+        line = error_line(done._replace(out=""), 66)
+        assert 'Refused: enough (reason="tired", limit=2)' in line
+
+    def test_a_timeout_that_is_given_holds_for_the_whole_stream(self, server: Server) -> None:
+        done = pf("call", server.tcp, "Desk.drip", "--timeout", "0.7")
+        assert done.out == '"one"\n'
+        assert "timed out after 0.7 s" in error_line(done._replace(out=""), 28)
+        server.wait_for("drip left")
+
+    def test_a_reader_that_goes_away_ends_it_though_nothing_comes(self, server: Server) -> None:
+        script = f'"$0" -m protoframe.cli call {server.tcp} Desk.drip | head -1; echo "${{PIPESTATUS[0]}}"'
+        done = subprocess.run(
+            ["bash", "-c", script, sys.executable],
+            capture_output=True,
+            env=environment(),
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == (b'"one"\n141\n', b"")
+        server.wait_for("drip left")
+
+    def test_lines_of_a_file_are_sent_as_items(self, server: Server, tmp_path: Path) -> None:
+        file, items_file = tmp_path / "numbers", tmp_path / "items"
+        file.write_text("1\n\n 2 \r\n" + "3\n" * 20_000 + "4")
+        items_file.write_text('{"name": "pen"}\n{"name": "ink"}\n')
+        assert result(pf("call", server.tcp, "Desk.add", f"numbers@{file}", "to:=10")) == 60_017
+        assert result(pf("call", server.tcp, "Desk.add", "numbers@-", stdin=file.read_bytes())) == 60_007
+        assert result(pf("call", server.tcp, "Desk.add", "numbers@-", stdin=b"")) == 0
+        assert pf("call", server.tcp, "Desk.repeat", f"items@{items_file}").out == '"pen"\n"ink"\n'
+
+    def test_elements_of_an_array_are_sent_as_items(self, server: Server) -> None:
+        assert result(pf("call", server.tcp, "Desk.add", "numbers:=[1, 2]")) == 3
+        assert "try: numbers@FILE" in error_line(pf("call", server.tcp, "Desk.add", "numbers=1", "to@-"), 2)
+
+    def test_standard_input_is_read_as_it_comes(self, server: Server) -> None:
+        with started("call", server.tcp, "Desk.repeat", "items@-", stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            for name in (b"pen", b"ink"):
+                process.stdin.write(b'{"name": "%s"}\n' % name)
+                process.stdin.flush()
+                assert process.stdout.readline() == b'"%s"\n' % name
+            assert ended(process) == Done(0, "", "")
+
+    def test_an_interrupt_does_not_wait_for_standard_input(self, server: Server) -> None:
+        with started("call", server.tcp, "Desk.repeat", "items@-", stdin=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b'{"name": "pen"}\n')
+            process.stdin.flush()
+            process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) == 130
+
+    def test_a_bad_line_is_told_with_its_file_and_number(self, server: Server, tmp_path: Path) -> None:
+        cases = [("1\n\nx\n2\n", 3), ("1\n[1", 2), ("1 2\n", 1), ("1\nNaN\n", 2)]
+        for number, (text, _) in enumerate(cases):
+            (tmp_path / str(number)).write_text(text)
+        answers = pf_each(["call", server.tcp, "Desk.add", f"numbers@{tmp_path}/{number}"] for number in range(4))
+        for number, ((_, line), done) in enumerate(zip(cases, answers, strict=True)):
+            assert f"pf: numbers@{tmp_path}/{number}: line {line} is not JSON: " in error_line(done, 2)
+
+    def test_a_server_that_does_not_describe_itself_is_said_to_be_the_reason(
+        self, server: Server, tmp_path: Path
+    ) -> None:
+        (tmp_path / "numbers").write_text("1\n")
+        for argument in (f"numbers@{tmp_path}/numbers", "numbers:=[1]"):
+            line = error_line(pf("call", server.where["mute"], "Desk.add", argument), 73)
+            assert "takes a stream (numbers)" in line
+            assert "describe themselves" in line
 
 
 class TestInterrupt:
@@ -597,6 +692,24 @@ class TestDescribe:
             "    tags   list[str]  default []\n"
         )
 
+    def test_streams_oneway_and_permissions_are_shown(self, server: Server) -> None:
+        repeat, tell, listing = pf_each(
+            [
+                ["describe", server.tcp, "Desk.repeat"],
+                ["describe", server.tcp, "Desk.tell"],
+                ["list", server.tcp],
+            ]
+        )
+        assert repeat.out.startswith("Desk.repeat(items: AsyncIterator[Item]) -> AsyncIterator[str]\n")
+        assert "    items  AsyncIterator[Item]  required\n  Result\n    AsyncIterator[str]\n" in repeat.out
+        assert "Types\n  Item\n" in repeat.out
+        assert tell.out.endswith(
+            "    max_size     as the connection allows\n    oneway       yes\n    permissions  tell\n"
+        )
+        assert re.search(r"\n  tell\(text: str\) -> None +\[oneway; permission: tell\] Takes note\.\n", listing.out)
+        assert "oneway" not in repeat.out
+        assert result(pf("describe", "--json", server.tcp, "Desk.repeat"))["parameters"][0]["stream"] is True
+
     @pytest.mark.parametrize("method", ["refuse", "insult"])
     def test_errors_are_described_with_their_fields(self, server: Server, method: str) -> None:
         text = pf("describe", server.tcp, f"Desk.{method}").out
@@ -683,6 +796,7 @@ class TestCompletion:
             ("pf call WHERE Desk.order ", ["item:=", "count:="]),
             ("pf call WHERE Desk.order item:={} c", ["count:="]),
             ("pf call WHERE Desk.reverse c", ["content@"]),
+            ("pf call WHERE Desk.add ", ["numbers@", "to:="]),
             ("pf call WHERE Desk.paint colour=", ["colour=green", "colour=red"]),
             ("pf call WHERE Desk.paint glossy:=t", ["glossy:=true"]),
             ("pf call WHERE Desk.echo --ti", ["--timeout"]),
@@ -777,6 +891,70 @@ class TestArguments:
         assert arguments.compose([], {}.get) == b"{}"
 
 
+class TestLines:
+    @staticmethod
+    def read_all(octets: bytes, most: int = 65536) -> tuple[list[bytes], str]:
+        """The lines of a file that gives so many octets at a time, and the problem that ended them."""
+        file = io.BytesIO(octets)
+        read1 = file.read1
+        file.read1 = lambda size=-1: read1(min(size, most))  # type: ignore[method-assign]
+        (argument,) = arguments.parse_arguments(["k@file"])
+        lines = items.Lines(argument, file)
+        found: list[bytes] = []
+        try:
+            while some := lines.read():
+                found += map(bytes, some)
+        except problems.Problem as problem:
+            return found, problem.what
+        return found, ""
+
+    @pytest.mark.parametrize("most", [1, 2, 3, 65536])
+    def test_they_are_the_same_however_they_come(self, most: int) -> None:
+        assert self.read_all(b"", most) == ([], "")
+        assert self.read_all(b"\n\n", most) == ([], "")
+        assert self.read_all(b'1\n [2,\t3]\r\n\n"a b"', most) == ([b"1", b"[2,\t3]", b'"a b"'], "")
+        found, problem = self.read_all(b'1\n2\n\n"\xff"\n3\n', most)
+        assert (found, problem.partition(":")[0]) == ([b"1", b"2"], "k@file")
+        assert "line 4 is not JSON" in self.read_all(b'1\n2\n\n"\xff"\n3\n', most)[1]
+
+    def test_no_more_is_read_than_is_asked_for(self) -> None:
+        file = io.BytesIO(b"123456789\n" * 100_000)
+        (argument,) = arguments.parse_arguments(["k@file"])
+        lines = items.Lines(argument, file)
+        assert 0 < len(lines.read()) < 10_000
+        assert file.tell() <= 65536
+
+    def test_a_line_without_end_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(items, "_LONGEST_LINE", 10)
+        assert self.read_all(b"1\n" + b"2" * 30, 4) == ([b"1"], "k@file: line 2 has more than 10 bytes")
+
+
+class TestPatience:
+    """How long `pf call` waits for the first answer, where nobody has said so."""
+
+    def test_a_stream_is_given_more_time_and_a_plain_call_is_not(self) -> None:
+        for streams, expected in ((True, []), (False, ["late"])):
+            clock, events = Clock(), []
+
+            async def answer(streams: bool = streams, events: list[str] = events) -> bool:
+                events.append("asked")
+                return streams
+
+            call._Patience(clock, 10.0, answer, lambda events=events: events.append("late"))
+            clock.advance(4.9)
+            assert events == []
+            clock.advance(0.2)
+            assert events == ["asked"]
+            clock.advance(5.0)
+            assert events == ["asked", *expected]
+
+    def test_an_answer_in_time_is_all_that_counts(self) -> None:
+        clock = Clock()
+        patience = call._Patience(clock, 10.0, lambda: pytest.fail("nobody is to be asked"), pytest.fail)
+        patience.end()
+        clock.advance(20.0)
+
+
 class TestParts:
     @pytest.mark.parametrize("text", ["plain", "grüße 😀", "日本", "👨\u200d👩"])
     def test_text_that_does_no_harm_stays(self, text: str) -> None:
@@ -792,10 +970,10 @@ class TestParts:
     @pytest.mark.parametrize("octets", [b"", b"nope", b"[1,", b'"\xff"', b"1 2", b"[" * 100_000])
     def test_an_answer_that_is_not_json_is_an_invalid_response(self, octets: bytes) -> None:
         with pytest.raises(errors.InvalidResponse):
-            call._text(octets)
+            items.one_line(octets)
 
     def test_an_answer_of_several_lines_becomes_one(self) -> None:
-        assert call._text(b'{\n "a":\r 1}\n') == '{  "a":  1}'
+        assert items.one_line(b'{\n "a":\r 1}\n') == '{  "a":  1}'
 
     @pytest.mark.parametrize(
         ("annotation", "text"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -105,6 +106,11 @@ class Pages(SynchronousTestCase):
         statuses |= {64 + status for status in Status if status is not Status.DEADLINE_EXCEEDED}
         rows = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
         self.assertEqual(rows, statuses)
+
+    def test_the_page_of_security_has_every_limit(self) -> None:
+        page = (DOCS / "security.md").read_text()
+        for field in dataclasses.fields(protoframe.Limits):
+            self.assertIn(f"| `{field.name}` |", page)
 
     def test_the_page_of_the_errors_has_every_one(self) -> None:
         page = (DOCS / "errors.md").read_text()

@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe import (
@@ -33,7 +35,7 @@ from protoframe import (
     request,
     timeout,
 )
-from tests.ends import Ends, Notes, Talk, becomes_idle, leftovers, missing_credit, talk, until
+from tests.ends import Ends, Notes, becomes_idle, is_idle, leftovers, missing_credit, talk, until
 from tests.test_calls import failures, logged, served
 
 __all__ = ["logged"]
@@ -53,6 +55,28 @@ class Halt(Error):
     """Enough."""
 
     at: int
+
+
+class Gate:
+    """What any number wait at until it opens."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Deferred[None]] = []
+        self._is_open = False
+
+    def wait(self) -> Deferred[None]:
+        waiting: Deferred[None] = Deferred()
+        if self._is_open:
+            waiting.callback(None)
+        else:
+            self._waiting.append(waiting)
+        return waiting
+
+    def open(self) -> None:
+        self._is_open = True
+        for waiting in self._waiting:
+            if not waiting.called:
+                waiting.callback(None)
 
 
 class _Counter:
@@ -80,7 +104,7 @@ class Streams(Protocol):
     def __init__(self) -> None:
         self.notes = Notes()
         self.given = 0
-        self.gate: Deferred[None] = Deferred()
+        self.gate = Gate()
 
     @request
     async def numbers(self, count: int) -> AsyncIterator[int]:
@@ -158,7 +182,7 @@ class Streams(Protocol):
         try:
             for number in range(after):
                 yield number
-            await self.gate
+            await self.gate.wait()
             yield after
         except BaseException as error:
             self.notes.add(type(error))
@@ -173,7 +197,7 @@ class Streams(Protocol):
             await Deferred()
         except CancelledError:
             self.notes.add("asked to end")
-            await self.gate
+            await self.gate.wait()
         yield 1
 
     @request(raises=[Halt])
@@ -203,9 +227,10 @@ class Streams(Protocol):
             self.notes.add("ended")
 
     @request(max_size=100)
-    async def small(self, sizes: list[int]) -> AsyncIterator[bytes]:
-        for size in sizes:
-            yield bytes(size)
+    async def small(self, count: int, size: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield bytes(80)
+        yield bytes(size)
 
     @request(max_size=100)
     async def take_small(self, items: AsyncIterator[bytes]) -> int:
@@ -222,13 +247,13 @@ class Streams(Protocol):
         async for number in numbers:
             yield number
             break
-        await self.gate
+        await self.gate.wait()
         yield -1
 
     @request
     async def takes_nothing(self, numbers: AsyncIterator[int]) -> int:
         del numbers
-        await self.gate
+        await self.gate.wait()
         return 7
 
     @request
@@ -247,9 +272,6 @@ class Streams(Protocol):
 
 def turn() -> Deferred[None]:
     """Fires in the reactor's next turn."""
-    from twisted.internet import reactor
-    from twisted.internet.task import deferLater
-
     return deferLater(reactor, 0)  # type: ignore[arg-type]
 
 
@@ -259,6 +281,11 @@ def digest(octets: bytes) -> str:
 
 async def read(stream: Any) -> list[Any]:
     return [item async for item in stream]
+
+
+async def read_into(got: list[Any], stream: Any) -> None:
+    async for item in stream:
+        got.append(item)
 
 
 def start(coroutine: Any) -> Deferred[Any]:
@@ -341,7 +368,7 @@ async def test_each_item_arrives_when_it_is_given_and_not_when_the_next_one_is()
     async with talk(Streams) as ends:
         stream = ends.proxy.hangs(3)
         assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
-        ends.served.gate.callback(None)
+        ends.served.gate.open()
         assert await read(stream) == [3]
 
 
@@ -362,7 +389,7 @@ async def test_a_conversation_by_streams_answers_each_item_before_the_next_is_se
         assert await read(answers) == []
 
 
-SIZES = [1, 70_000, 3, 65_500, 65_501, 65_510, 65_536, 10, 300_000, 4 * 1024 * 1024 - 5, 2, 1_000_000, 0, 5, 131_072]
+SIZES = [1, 70_000, 3, 65_500, 65_501, 65_510, 65_536, 10, 300_000, 4 * 1024 * 1024 - 20, 2, 1_000_000, 0, 5, 131_072]
 
 
 @pytest_twisted.ensureDeferred
@@ -385,11 +412,10 @@ async def test_an_item_above_what_the_peer_takes_fails_the_call_and_what_came_be
         yield bytes(5_000_000)
 
     async with talk(Streams) as ends:
-        got = []
+        got: list[bytes] = []
         with pytest.raises(Error) as caught:
-            async for octets in ends.proxy.blobs([1, 2, 5_000_000]):
-                got.append(len(octets))  # noqa: PERF401 - what came before it fails is the point
-        assert got == [1, 2]
+            await read_into(got, ends.proxy.blobs([1, 2, 5_000_000]))
+        assert got == [blob(1), blob(2)]
         assert isinstance(caught.value, Internal | MessageTooLarge)
         with pytest.raises(MessageTooLarge, match="an item is 5000005 bytes"):
             await ends.proxy.store(blobs())
@@ -468,14 +494,22 @@ async def test_both_ends_stream_through_the_smallest_windows() -> None:
         assert await ends.proxy.total(given(3000)) == sum(range(3000))
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_stream_without_a_reader_holds_up_no_other_beyond_the_connections_credit() -> None:
-    limits = Limits(stream_credit=1024, connection_credit=4096)
-    async with talk(Streams, limits=limits) as ends:
-        idle = [ends.proxy.endless() for _ in range(2)]
-        await ends.served.notes.has("began", 2)
-        assert await read(ends.proxy.numbers(2000)) == list(range(2000))
-        del idle
+@pytest.mark.parametrize("unread", [1, 2, 3])
+def test_streams_that_nobody_reads_hold_up_no_other_while_there_is_credit_left(unread: int) -> None:
+    # Each holds a quarter of what the connection may hold.
+    ends = Ends(Streams)
+    held = [ends.proxy.endless() for _ in range(unread)]
+    ends.turn()
+    reading = start(read(ends.proxy.numbers(100_000)))
+    sizes = [1, 300_000, 1, 500_000, 100] * 4
+    large = start(read(ends.proxy.blobs(sizes)))
+    ends.turn()
+    assert reading.called
+    assert reading.result == list(range(100_000))
+    assert [len(octets) for octets in large.result] == sizes
+    held.clear()
+    ends.turn()
+    assert is_idle(ends.client, ends.server)
 
 
 class Chat(Protocol["Chat"]):
@@ -502,20 +536,27 @@ class Chat(Protocol["Chat"]):
         return got
 
 
-@pytest.mark.parametrize("limits", [None, TINY], ids=["default", "tiny"])
-@pytest_twisted.ensureDeferred
-async def test_two_ends_that_stream_to_each_other_at_once_do_not_wait_for_each_other(limits: Limits | None) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [None, Limits(stream_credit=1024, connection_credit=12 * 1024)],
+    ids=["default", "tiny"],
+)
+def test_two_ends_that_stream_to_each_other_at_once_do_not_wait_for_each_other(limits: Limits | None) -> None:
+    count, streams = (5000, 4) if limits is None else (500, 4)
+
     async def words() -> AsyncIterator[str]:
-        for _ in range(2000):
+        for _ in range(count):
             yield "word" * 100
 
     me = Chat()
-    async with talk(Chat, serving=me, limits=limits, server_limits=limits) as ends:
-        crossing = ends.proxy.cross(2000)
-        here = [start(read(ends.proxy.talk(words()))) for _ in range(3)]
-        assert [len(result) for result in await gatherResults(here)] == [2000] * 3
-        assert await crossing == 2000
-        assert (me.heard, ends.served.heard) == (2000, 6000)
+    ends = Ends(Chat, serving=me, limits=limits, server_limits=limits)
+    there = [ends.proxy.cross(count) for _ in range(streams)]
+    here = [start(read(ends.proxy.talk(words()))) for _ in range(streams)]
+    ends.turn()
+    assert (me.heard, ends.served.heard) == (streams * count, streams * count)
+    assert [call.result for call in there] == [count] * streams
+    assert [len(reading.result) for reading in here] == [count] * streams
+    assert is_idle(ends.client, ends.server)
 
 
 # Leaving early.
@@ -527,9 +568,12 @@ async def by_break(stream: Any) -> None:
 
 
 async def by_exception(stream: Any) -> None:
-    with pytest.raises(ZeroDivisionError):
+    async def body() -> None:
         async for _ in stream:
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await body()
 
 
 async def by_cancelling(stream: Any) -> None:
@@ -537,7 +581,7 @@ async def by_cancelling(stream: Any) -> None:
 
     async def body() -> None:
         async for item in stream:
-            got.append(item)  # noqa: PERF401
+            got.append(item)
             await Deferred()
 
     running = start(body())
@@ -655,7 +699,7 @@ async def test_a_stream_that_waits_for_a_slot_and_is_left_never_runs() -> None:
         second = ends.proxy.hangs(1)
         await turn()
         await second.aclose()
-        ends.served.gate.callback(None)
+        ends.served.gate.open()
         assert await read(first) == [0, 1]
         assert await ends.proxy.plus_one(1) == 2
         assert ends.served.notes.count("began") == 1
@@ -701,15 +745,13 @@ async def test_an_error_in_the_middle_comes_after_the_items_before_it(at: int, l
     async with talk(Streams) as ends:
         got: list[int] = []
         with pytest.raises(Halt) as caught:
-            async for number in ends.proxy.halts(at):
-                got.append(number)  # noqa: PERF401
+            await read_into(got, ends.proxy.halts(at))
         assert got == list(range(at))
         assert (caught.value.at, caught.value.message) == (at, "no further")
         assert failures(logged) == []
         got.clear()
         with pytest.raises(Internal) as internal:
-            async for number in ends.proxy.halts(at, "else"):
-                got.append(number)  # noqa: PERF401
+            await read_into(got, ends.proxy.halts(at, "else"))
         assert got == list(range(at))
         assert "12345" not in f"{internal.value!r} {internal.value.message} {internal.value.detail}"
         (event,) = failures(logged)
@@ -790,13 +832,13 @@ async def test_an_argument_item_of_the_wrong_type_is_an_invalid_argument_in_the_
 
 @pytest_twisted.ensureDeferred
 async def test_streams_where_the_other_end_declares_none_are_refused_before_anything_runs() -> None:
-    async with served(Streams) as where, connect(None or _reactor(), where, StreamsToo) as wrong:
+    async with served(Streams) as where, connect(reactor, where, StreamsToo) as wrong:
         with pytest.raises(InvalidResponse, match="expected str, got int"):
             await read(wrong.numbers(3))
         source = Source(waits=True)
-        with pytest.raises(FailedPrecondition, match=r"Streams\.plus_one takes no stream, and the call sends one") as no:
+        with pytest.raises(FailedPrecondition, match=r"plus_one takes no stream, and the call sends one") as it:
             await wrong.plus_one(1, source.numbers())
-        assert no.value.may_have_run is False
+        assert it.value.may_have_run is False
         await source.notes.has("ended")
         with pytest.raises(FailedPrecondition, match="answers with a stream, and the call takes none"):
             await wrong.endless()
@@ -805,18 +847,12 @@ async def test_streams_where_the_other_end_declares_none_are_refused_before_anyt
         with pytest.raises(TypeError, match="expected an async iterator, got list"):
             wrong.plus_one(1, [1, 2])  # type: ignore[arg-type]
         with pytest.raises(InvalidResponse, match="answered with a value"):
-            await read(wrong.total(_words("x", 0)))
+            await read(wrong.total(_words()))
 
 
 async def _words(*items: Any) -> AsyncIterator[Any]:
     for item in items:
         yield item
-
-
-def _reactor() -> Any:
-    from twisted.internet import reactor
-
-    return reactor
 
 
 @pytest_twisted.ensureDeferred
@@ -826,16 +862,14 @@ async def test_max_size_holds_for_each_item_and_not_for_all_together() -> None:
             yield bytes(size)
 
     async with talk(Streams) as ends:
-        sizes = [80] * 200
-        assert [len(item) async for item in ends.proxy.small(sizes)] == sizes
-        assert await ends.proxy.take_small(items(*sizes)) == 200
-        got: list[int] = []
+        assert [len(item) async for item in ends.proxy.small(200, 90)] == [80] * 200 + [90]
+        assert await ends.proxy.take_small(items(*[80] * 200)) == 200
+        got: list[bytes] = []
         with pytest.raises(Error) as caught:
-            async for item in ends.proxy.small([80, 80, 200, 80]):
-                got.append(len(item))  # noqa: PERF401
-        assert got == [80, 80]
+            await read_into(got, ends.proxy.small(2, 200))
+        assert got == [bytes(80), bytes(80)]
         assert isinstance(caught.value, MessageTooLarge | Internal)
-        with pytest.raises(MessageTooLarge, match="an item is 20. bytes, and 100 are allowed"):
+        with pytest.raises(MessageTooLarge, match=r"an item is 20\d bytes, and 100 are allowed"):
             await ends.proxy.take_small(items(80, 200, 80))
 
 
@@ -896,7 +930,7 @@ async def test_a_handler_that_leaves_the_callers_stream_may_go_on_with_its_own()
         # What it does not want is thrown away there, and holds nobody up.
         await source.notes.has("ended")
         assert source.given == 30_000
-        ends.served.gate.callback(None)
+        ends.served.gate.open()
         assert await read(stream) == [-1]
 
 
@@ -906,7 +940,7 @@ async def test_a_handler_that_never_looks_at_the_callers_stream_answers_all_the_
         source = Source()
         call = ends.proxy.takes_nothing(source.numbers(30_000))
         await source.notes.has("ended")
-        ends.served.gate.callback(None)
+        ends.served.gate.open()
         assert await call == 7
 
 
@@ -920,7 +954,7 @@ async def test_a_second_reader_is_refused_and_the_first_one_gets_everything(by_l
         await turn()
         with pytest.raises(LocalProtocolError, match="one reader at a time"):
             await (read(stream) if by_loop else anext(stream))
-        ends.served.gate.callback(None)
+        ends.served.gate.open()
         assert await first == [2]
 
 
@@ -1010,13 +1044,8 @@ class Expiry(SynchronousTestCase):
     def test_a_deadline_in_the_middle_ends_the_loop_at_once_and_the_handler(self) -> None:
         ends = Ends(Streams)
         got: list[Any] = []
-
-        async def take() -> None:
-            async for item in ends.proxy.hangs(3):
-                got.append(item)  # noqa: PERF401
-
         with timeout(2):
-            reading = start(take())
+            reading = start(read_into(got, ends.proxy.hangs(3)))
         ends.turn(1.9)
         self.assertNoResult(reading)
         ends.turn(0.2)
@@ -1045,7 +1074,7 @@ class Expiry(SynchronousTestCase):
         self.failureResultOf(reading, DeadlineExceeded)
         self.assertEqual(ends.served.notes, ["asked to end"])
         self.assertEqual(ends.server._conversation.running, 1)
-        ends.served.gate.callback(None)
+        ends.served.gate.open()
         ends.turn()
         self.assertEqual(leftovers(ends.client) + leftovers(ends.server), [])
 
@@ -1084,7 +1113,7 @@ class Expiry(SynchronousTestCase):
             ends.turn(10.0)
         self.assertNoResult(reading)
         self.assertNoResult(sending)
-        ends.served.gate.callback(None)
+        ends.served.gate.open()
         ends.turn()
         self.assertEqual(self.successResultOf(reading), [0, 1])
         self.assertEqual(self.successResultOf(sending), 1)
@@ -1104,11 +1133,9 @@ class Expiry(SynchronousTestCase):
         self.failureResultOf(reading, DeadlineExceeded)
 
 
-async def _held(gate: Deferred[None]) -> AsyncIterator[int]:
+async def _held(gate: Gate) -> AsyncIterator[int]:
     yield 1
-    done: Deferred[None] = Deferred()
-    gate.addCallback(lambda _: done.callback(None))
-    await done
+    await gate.wait()
 
 
 # How far ahead.
@@ -1142,24 +1169,18 @@ async def test_a_generator_is_never_further_ahead_than_the_credit_and_stops_with
 @pytest_twisted.ensureDeferred
 async def test_a_million_items_pass_at_the_pace_of_who_takes_them() -> None:
     async with talk(Streams) as ends:
-        furthest = expected = 0
-        async for number in ends.proxy.counted(1_000_000) if hasattr(ends.proxy, "counted") else _million(ends):
-            assert number == expected
-            expected += 1
+        furthest = taken = 0
+        async for number in ends.proxy.endless():
+            taken += 1
+            assert number == taken
             if not number % 50_000:
                 # It stops reading for a while.
                 for _ in range(10):
                     await ends.proxy.plus_one(1)
-                furthest = max(furthest, ends.served.given - expected)
-        assert expected == 1_000_000
+                furthest = max(furthest, ends.served.given - taken)
+            if number == 1_000_000:
+                break
         assert 0 < furthest <= AHEAD
-
-
-async def _million(ends: Talk) -> AsyncIterator[int]:
-    async for item in ends.proxy.endless():
-        yield item - 1
-        if item == 1_000_000:
-            return
 
 
 @pytest_twisted.ensureDeferred

@@ -1,7 +1,8 @@
 """The arguments of a call, as they are typed: ``k=v``, ``k:=json`` and ``k@file``.
 
 Knows that syntax and how JSON is composed; not the server, nor what the method takes.  The content of a file becomes
-text or base64 when the parameter's type is known.
+text or base64 when the parameter's type is known; where the parameter is a stream, it is not read here
+(`protoframe.cli.items`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import IO, Any
 
 from protoframe.cli.problems import USAGE, Problem, clip
 
-__all__ = ["Argument", "compose", "parse_arguments", "read_content"]
+__all__ = ["Argument", "compose", "open_file", "parse_arguments", "read_content"]
 
 #: Octets of a file; a longer one is refused unread.  No message is longer (`protoframe.Limits`).
 LONGEST_FILE = 1024 * 1024 * 1024
@@ -33,6 +34,7 @@ class Argument:
     :ivar name: the parameter's.
     :ivar json: the value as JSON text; ``None`` for a file, whose value depends on the parameter.
     :ivar path: the file; ``-`` for standard input.
+    :ivar file: the same, once it is open.
     :ivar content: what is in the file, once it is read.
     """
 
@@ -40,7 +42,13 @@ class Argument:
         self.name = name
         self.json = json
         self.path = path
+        self.file: IO[bytes] | None = None
         self.content = b""
+
+    @property
+    def typed(self) -> str:
+        """What was typed of it, for errors."""
+        return f"{self.name}@{self.path}" if self.json is None else f"{self.name}:="
 
     def value(self, takes_bytes: bool | None) -> str:
         """The value as JSON text.
@@ -57,7 +65,7 @@ class Argument:
             except UnicodeDecodeError as error:
                 if takes_bytes is not None:
                     text = f"the content is not UTF-8 (octet {error.start}), and the parameter takes no bytes"
-                    raise Problem(f"{self.name}@{self.path}: {text}", USAGE, "a file with UTF-8 text") from None
+                    raise Problem(f"{self.typed}: {text}", USAGE, "a file with UTF-8 text") from None
         return _string(base64.b64encode(self.content).decode())
 
 
@@ -111,7 +119,7 @@ def _checked_json(name: str, text: str) -> str:
         raise Problem(f"{name}:= is nested too deep", USAGE, f"{name}@file, or a smaller value") from None
     except ValueError as error:
         raise Problem(
-            f"{name}:={clip(text, 80)} is not JSON: {_lowered(str(error))}",
+            f"{name}:={clip(text, 80)} is not JSON: {lowered(str(error))}",
             USAGE,
             f"{name}={clip(text, 40)} for a string, or quotes around it, as in {name}:='\"text\"'",
         ) from None
@@ -123,38 +131,46 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"there is no {name} in JSON")
 
 
+def open_file(argument: Argument) -> None:
+    """Opens the file of an argument that has one; nothing is read yet.
+
+    :raises Problem: it cannot be opened.
+    """
+    if argument.json is not None:
+        return
+    if argument.path == "-":
+        if sys.stdin is None:
+            raise Problem(f"{argument.typed}: standard input is closed", USAGE, f"{argument.name}@path")
+        argument.file = sys.stdin.buffer
+        return
+    try:
+        argument.file = open(argument.path, "rb")  # noqa: SIM115 - it is open until pf ends
+    except (OSError, ValueError) as error:
+        raise unreadable(argument, error) from None
+
+
 def read_content(argument: Argument) -> None:
     """Reads the file of an argument that has one.
 
     :raises Problem: it cannot be read, or has more than 1 GiB.
     """
-    if argument.json is not None:
+    if argument.file is None:
         return
-    where = f"{argument.name}@{argument.path}"
     try:
-        if argument.path == "-":
-            if sys.stdin is None:
-                raise Problem(f"{where}: standard input is closed", USAGE, f"{argument.name}@path")
-            argument.content = _read(sys.stdin.buffer, where)
-        else:
-            with open(argument.path, "rb") as file:
-                argument.content = _read(file, where)
-    except OSError as error:
-        raise Problem(f"{where}: {_lowered(error.strerror or str(error))}", USAGE, "the path of a file") from None
-    except ValueError as error:
-        raise Problem(f"{where}: {error}", USAGE, "the path of a file") from None
-
-
-def _read(file: IO[bytes], where: str) -> bytes:
-    try:
-        status = os.fstat(file.fileno())
+        status = os.fstat(argument.file.fileno())
         length = status.st_size if stat.S_ISREG(status.st_mode) else 0
-    except (OSError, ValueError):
-        length = 0
-    content = file.read(LONGEST_FILE + 1) if length <= LONGEST_FILE else None
+        content = argument.file.read(LONGEST_FILE + 1) if length <= LONGEST_FILE else None
+    except (OSError, ValueError) as error:
+        raise unreadable(argument, error) from None
     if content is None or len(content) > LONGEST_FILE:
-        raise Problem(f"{where}: more than {LONGEST_FILE} bytes", USAGE, "a smaller file")
-    return content
+        raise Problem(f"{argument.typed}: more than {LONGEST_FILE} bytes", USAGE, "a smaller file")
+    argument.content = content
+
+
+def unreadable(argument: Argument, error: Exception) -> Problem:
+    """Why a file cannot be read."""
+    text = getattr(error, "strerror", None) or str(error)
+    return Problem(f"{argument.typed}: {lowered(text)}", USAGE, "the path of a file")
 
 
 def compose(arguments: Sequence[Argument], takes_bytes: Callable[[str], bool | None]) -> bytes:
@@ -170,7 +186,7 @@ def compose(arguments: Sequence[Argument], takes_bytes: Callable[[str], bool | N
     return f"{{{','.join(entries)}}}".encode()
 
 
-def _lowered(text: str) -> str:
+def lowered(text: str) -> str:
     """A reason, in the middle of a line."""
     return text[:1].lower() + text[1:]
 

@@ -1,25 +1,31 @@
 """``pf call``: calls a method, and prints what it answers.
 
-Knows how a call is put together; the types are the server's business, which is why no declaration is needed here.
+Knows how a call is put together, and how long its answer may take; the types are the server's business, which is why no
+declaration is needed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from protoframe.cli.arguments import Argument, compose, parse_arguments, read_content
+from protoframe.cli.arguments import Argument, compose, open_file, parse_arguments, read_content
 from protoframe.cli.completing import complete_argument, complete_method, complete_where
+from protoframe.cli.items import send, take
 from protoframe.cli.options import Settings, check_method, check_where, shared
 from protoframe.cli.output import write_json
-from protoframe.cli.problems import STATUSES
+from protoframe.cli.problems import REMOTE, STATUSES
 from protoframe.cli.schemas import takes_bytes
 
 if TYPE_CHECKING:
     from protoframe import Connecting
-    from protoframe.reflection import Reflection
+    from protoframe.cli.running import Progress, Target
+    from protoframe.reflection import MethodDescription, Reflection
 
 __all__ = ["call"]
 
@@ -29,11 +35,26 @@ __all__ = ["call"]
 @click.argument("method", metavar="PROTOCOL.METHOD", callback=check_method, shell_complete=complete_method)
 @click.argument("arguments", metavar="[k=v | k:=json | k@file]...", nargs=-1, shell_complete=complete_argument)
 @shared
-def call(where: str, method: str, arguments: tuple[str, ...], timeout: float, json: bool, quiet: bool) -> None:
-    """Call a method, and print its result as a line of JSON.
+@click.pass_context
+def call(
+    context: click.Context,
+    where: str,
+    method: str,
+    arguments: tuple[str, ...],
+    timeout: float,
+    token_file: str,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Call a method, and print its result as a line of JSON, or a line for each item of a stream, as they come.
 
     Arguments go by name.  k=v gives a string, k:=json any JSON value, k@file the content of a file (k@- reads standard
     input): as base64 where the parameter takes bytes, and as text where it does not.
+
+    Where the parameter is a stream, k@file gives an item for each line of the file, which is a JSON value, and k:=json
+    one for each element of an array.
+
+    A stream takes as long as it takes, unless --timeout is given.
 
     \b
     WHERE is tcp:host:port, tls:host:port, unix:path or any other
@@ -42,66 +63,177 @@ def call(where: str, method: str, arguments: tuple[str, ...], timeout: float, js
     \b
     Examples:
       pf call tcp:127.0.0.1:12000 Speech.upper text=hello
+      pf call tcp:127.0.0.1:12000 Speech.spell word=hello pause:=0.5
       pf call unix:/run/bank.sock Bank.pay to=ann cents:=1250
       pf call tcp:files.lan:12000 Files.put name=a.png content@a.png
     """
     # Imported here, as in every command: `pf --help` need not know of errors, the reactor and so on.
-    from protoframe.cli.running import Target, converse, run
+    from protoframe.cli.running import Progress, Target, converse, read_token, run
 
     del json  # A result is JSON in any case.
     given = parse_arguments(arguments)
     for argument in given:
-        read_content(argument)
-    settings = Settings(timeout, True, quiet)
+        open_file(argument)
+    settings = Settings(timeout, True, quiet, read_token(token_file))
     target = Target(where, method)
+    progress = Progress(target, settings)
+    is_bounded = context.get_parameter_source("timeout") is not ParameterSource.DEFAULT
 
     async def session(reactor: Any) -> str:
-        async with converse(reactor, target, settings) as connecting:
-            octets = compose(given, await _parameter_types(connecting, method, given))
-            return _text(await connecting.connection.call_json(method, octets))
+        began = time.monotonic()
+        async with converse(reactor, target, settings, block=False) as connecting:
+            left = began + timeout - time.monotonic()
+            return await _Call(reactor, connecting, target, given, left).run(progress, is_bounded=is_bounded)
 
-    write_json(run(session, target, settings))
+    rest = run(session, target, settings, progress)
+    if rest:
+        write_json(rest)
 
 
-async def _parameter_types(
-    connecting: Connecting[Reflection],
-    method: str,
-    given: list[Argument],
-) -> Callable[[str], bool | None]:
-    """Tells of a parameter whether it takes bytes, ``None`` where the server does not say.
+class _Call:
+    """One call.
 
-    The server is asked where there is a file to send, and not else.
+    :param seconds: what is left of the time that it may take.
     """
-    from protoframe.cli.describing import describe
-    from protoframe.errors import NotFound, UnknownMethod
 
-    if all(argument.json is not None for argument in given):
-        return lambda _: None
-    protocol, _, name = method.rpartition(".")
-    try:
-        (description,) = await describe(connecting, [protocol])
-    except (NotFound, UnknownMethod):
-        return lambda _: None
-    for one in description.methods:
-        if one.name == name:
-            properties = one.arguments_schema.get("properties", {})
-            return lambda parameter: takes_bytes(properties.get(parameter), description.definitions)
-    return lambda _: None
+    def __init__(
+        self,
+        reactor: Any,
+        connecting: Connecting[Reflection],
+        target: Target,
+        given: list[Argument],
+        seconds: float,
+    ) -> None:
+        self._reactor = reactor
+        self._connecting = connecting
+        self._target = target
+        self._given = given
+        self._until = time.monotonic() + seconds
+        self._is_mute = False
+        self._is_late = False
+
+    async def run(self, progress: Progress, *, is_bounded: bool) -> str:
+        """Prints what the call is answered with, but for the last lines, which it gives.
+
+        :param is_bounded: whether the time holds for a stream too.
+        """
+        from protoframe import DeadlineExceeded, FailedPrecondition
+
+        # What may be meant in two ways is for the server to say, who is asked for nothing else.
+        is_asked = any(argument.json is None or argument.json.startswith("[") for argument in self._given)
+        method, definitions = await self._describe() if is_asked else (None, {})
+        sent, plain = self._sorted(method)
+        arguments = await self._composed(plain, method, definitions)
+        patience: _Patience | None = None
+        seconds: float | None = None
+        if is_bounded or (method is not None and not method.stream and sent is None):
+            seconds = self._left()
+        stream = self._call(arguments, sent, seconds)
+        if seconds is None and sent is None and method is None:
+            patience = _Patience(self._reactor, self._left(), self._streams, lambda: self._give_up(stream))
+
+        def began() -> None:
+            progress.stop()
+            if patience is not None:
+                patience.end()
+
+        try:
+            rest = await take(stream, self._reactor, began)
+        except FailedPrecondition as error:
+            if self._is_mute and not error.may_have_run:
+                text = f"{error.type_name}: {error.message} (pf sends streams to servers that describe themselves)"
+                raise self._target.problem(text, REMOTE + error.status) from None
+            raise
+        finally:
+            if patience is not None:
+                patience.end()
+        if self._is_late:
+            raise DeadlineExceeded("the deadline passed before the answer came")
+        return rest
+
+    async def _describe(self) -> tuple[MethodDescription | None, dict[str, Any]]:
+        """The method, ``None`` where the server does not say, and the definitions that its schemas refer to."""
+        from protoframe import NotFound, UnknownMethod, timeout
+        from protoframe.cli.describing import describe
+
+        protocol, _, name = self._target.what.rpartition(".")
+        try:
+            with timeout(self._left()):
+                (description,) = await describe(self._connecting, [protocol])
+        except (NotFound, UnknownMethod) as error:
+            self._is_mute = isinstance(error, UnknownMethod)
+            return None, {}
+        found = [one for one in description.methods if one.name == name]
+        return (found[0] if found else None), description.definitions
+
+    def _sorted(self, method: MethodDescription | None) -> tuple[Argument | None, list[Argument]]:
+        """The argument that is sent as a stream, and the others."""
+        streams = {one.name for one in method.parameters if one.stream} if method is not None else set()
+        sent = next((argument for argument in self._given if argument.name in streams), None)
+        return sent, [argument for argument in self._given if argument is not sent]
+
+    async def _composed(
+        self, plain: list[Argument], method: MethodDescription | None, definitions: dict[str, Any]
+    ) -> bytes:
+        """The arguments that are sent at once.  Reading their files does not count as waiting for the server."""
+        from protoframe.cli.running import in_thread
+
+        began = time.monotonic()
+        for argument in plain:
+            if argument.file is not None:
+                await in_thread(read_content, argument)
+        self._until += time.monotonic() - began
+        if method is None:
+            return compose(plain, lambda _: None)
+        properties = method.arguments_schema.get("properties", {})
+        return compose(plain, lambda name: takes_bytes(properties.get(name), definitions))
+
+    def _call(self, arguments: bytes, sent: Argument | None, seconds: float | None) -> Any:
+        from protoframe import timeout
+
+        connection = self._connecting.connection
+        items = send(sent) if sent is not None else None
+        with timeout(seconds) if seconds is not None else nullcontext():
+            return connection.stream_json(self._target.what, arguments, items)
+
+    def _left(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+    async def _streams(self) -> bool:
+        method, _ = await self._describe()
+        return method is not None and method.stream
+
+    def _give_up(self, stream: Any) -> None:
+        from twisted.internet.defer import Deferred
+
+        self._is_late = True
+        Deferred.fromCoroutine(stream.aclose())
 
 
-def _text(octets: bytes) -> str:
-    """A result as one line of JSON.
+class _Patience:
+    """Gives an answer the usual time to begin, and more where it turns out to be a stream.
 
-    :raises InvalidResponse: it is not JSON.
+    The server is asked about that when half of the time is over: most calls are answered by then.
     """
-    import msgspec
 
-    from protoframe.errors import InvalidResponse
+    def __init__(
+        self,
+        reactor: Any,
+        seconds: float,
+        streams: Callable[[], Coroutine[Any, Any, bool]],
+        give_up: Callable[[], None],
+    ) -> None:
+        self._streams = streams
+        self._timers = [reactor.callLater(seconds / 2, self._ask), reactor.callLater(seconds, give_up)]
 
-    try:
-        msgspec.json.decode(octets, type=msgspec.Raw)
-        text = octets.decode()
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        raise InvalidResponse("the answer is not JSON") from None
-    # Line ends can stand between values alone: the line stays whole, and says the same.
-    return text.strip().replace("\r", " ").replace("\n", " ")
+    def end(self) -> None:
+        """Waits for as long as it takes."""
+        for timer in self._timers:
+            if timer.active():
+                timer.cancel()
+
+    def _ask(self) -> None:
+        from twisted.internet.defer import Deferred
+
+        asking: Deferred[bool] = Deferred.fromCoroutine(self._streams())
+        asking.addCallbacks(lambda streams: self.end() if streams else None, lambda _: None)

@@ -82,7 +82,11 @@ def complete_argument(context: click.Context, parameter: click.Parameter, incomp
             if sign:
                 return _values(name, sign, value, properties.get(name), protocol)
             return [
-                CompletionItem(one.name + _sign(properties.get(one.name), protocol), type=STEM, help=_help(one.type))
+                CompletionItem(
+                    one.name + ("@" if one.stream else _sign(properties.get(one.name), protocol)),
+                    type=STEM,
+                    help=_help(one.type),
+                )
                 for one in method.parameters
                 if one.name.startswith(name) and one.name not in given and _NAME.fullmatch(one.name)
             ]
@@ -138,7 +142,7 @@ def _ask(context: click.Context, protocol: str | None) -> list[ProtocolDescripti
     if not where:
         return []
     try:
-        return _descriptions(where, protocol)
+        return _descriptions(where, protocol, context.params.get("token_file"))
     except Exception:
         return []
 
@@ -146,14 +150,14 @@ def _ask(context: click.Context, protocol: str | None) -> list[ProtocolDescripti
 _asked: dict[tuple[str, str | None], list[ProtocolDescription]] = {}
 
 
-def _descriptions(where: str, protocol: str | None) -> list[ProtocolDescription]:
+def _descriptions(where: str, protocol: str | None, token_file: str | None) -> list[ProtocolDescription]:
     from protoframe.cli.describing import describe, protocol_names
-    from protoframe.cli.running import Target, converse, run
+    from protoframe.cli.running import Target, converse, read_token, run
 
     # A reactor runs once in a process.
     if (where, protocol) in _asked:
         return _asked[where, protocol]
-    settings = Settings(_SECONDS, quiet=True)
+    settings = Settings(_SECONDS, quiet=True, token=read_token(token_file))
     target = Target(where)
 
     async def session(reactor: Any) -> list[ProtocolDescription]:

@@ -28,7 +28,7 @@ __all__ = ["describe"]
 @click.argument("where", callback=check_where, shell_complete=complete_where)
 @click.argument("name", metavar="[PROTOCOL[.METHOD]]", default="", shell_complete=complete_name)
 @shared
-def describe(where: str, name: str, timeout: float, json: bool, quiet: bool) -> None:
+def describe(where: str, name: str, timeout: float, token_file: str, json: bool, quiet: bool) -> None:
     """Describe what a server serves: all of it, a Protocol, or a method.
 
     With --json, one line: an array of Protocols, a Protocol, or a method, with JSON Schemas; what these refer to
@@ -45,9 +45,9 @@ def describe(where: str, name: str, timeout: float, json: bool, quiet: bool) -> 
     import sys
 
     from protoframe.cli import describing
-    from protoframe.cli.running import Target, converse, run
+    from protoframe.cli.running import Target, converse, read_token, run
 
-    settings = Settings(timeout, json, quiet)
+    settings = Settings(timeout, json, quiet, read_token(token_file))
     target = Target(where, name)
 
     async def session(reactor: Any) -> tuple[list[ProtocolDescription], str]:
@@ -95,7 +95,8 @@ def _method(protocol: ProtocolDescription, name: str, target: Target) -> MethodD
 
 
 def _schemas(method: MethodDescription) -> list[Any]:
-    return [method.arguments_schema, method.result_schema, *(error.schema for error in method.errors)]
+    errors = [error.schema for error in method.errors]
+    return [method.arguments_schema, method.items_schema, method.result_schema, *errors]
 
 
 def _method_json(protocol: ProtocolDescription, method: MethodDescription) -> str:
@@ -146,13 +147,16 @@ def _method_body(protocol: ProtocolDescription, method: MethodDescription, style
     yield f"  {style.dim('Options')}"
     timeout = "the caller's" if method.timeout is None else f"{method.timeout:g} s where the caller sets none"
     max_size = "as the connection allows" if method.max_size is None else f"{method.max_size} bytes"
-    yield from _table(
-        [
-            ("idempotent", "yes" if method.idempotent else "no", ""),
-            ("timeout", timeout, ""),
-            ("max_size", max_size, ""),
-        ],
-    )
+    options = [
+        ("idempotent", "yes" if method.idempotent else "no", ""),
+        ("timeout", timeout, ""),
+        ("max_size", max_size, ""),
+    ]
+    if method.oneway:
+        options.append(("oneway", "yes", ""))
+    if method.permissions:
+        options.append(("permissions", ", ".join(method.permissions), ""))
+    yield from _table(options)
 
 
 def _definitions(definitions: dict[str, Any], style: Style) -> Iterable[str]:

@@ -15,7 +15,7 @@ from protoframe.cli.output import pad, style_for, width, write_json, write_text
 from protoframe.cli.problems import STATUSES, clean
 
 if TYPE_CHECKING:
-    from protoframe.reflection import ProtocolDescription
+    from protoframe.reflection import MethodDescription, ProtocolDescription
 
 __all__ = ["list_"]
 
@@ -26,7 +26,7 @@ _WIDEST = 48
 @click.command("list", epilog=STATUSES)
 @click.argument("where", callback=check_where, shell_complete=complete_where)
 @shared
-def list_(where: str, timeout: float, json: bool, quiet: bool) -> None:
+def list_(where: str, timeout: float, token_file: str, json: bool, quiet: bool) -> None:
     """List the Protocols that a server serves, and their methods.
 
     With --json, a line with an array of objects, as `pf describe --json` has them: name, doc, definitions and methods,
@@ -40,9 +40,9 @@ def list_(where: str, timeout: float, json: bool, quiet: bool) -> None:
     import sys
 
     from protoframe.cli.describing import describe, protocol_names
-    from protoframe.cli.running import Target, converse, run
+    from protoframe.cli.running import Target, converse, read_token, run
 
-    settings = Settings(timeout, json, quiet)
+    settings = Settings(timeout, json, quiet, read_token(token_file))
     target = Target(where)
 
     async def session(reactor: Any) -> list[ProtocolDescription]:
@@ -63,9 +63,17 @@ def list_(where: str, timeout: float, json: bool, quiet: bool) -> None:
         column = max((width(signature) for signature in signatures if width(signature) <= _WIDEST), default=0)
         for method, signature in zip(protocol.methods, signatures, strict=True):
             padded = pad(signature, column)
-            lines.append(f"  {padded}  {style.dim(_first_line(method.doc))}".rstrip())
+            lines.append(f"  {padded}  {style.dim(_said_of(method))}".rstrip())
         blocks.append("\n".join(lines))
     write_text("\n\n".join(blocks))
+
+
+def _said_of(method: MethodDescription) -> str:
+    marks = ["oneway"] if method.oneway else []
+    if method.permissions:
+        marks.append(f"permission: {', '.join(method.permissions)}")
+    said = f"[{'; '.join(marks)}] " if marks else ""
+    return clean(said) + _first_line(method.doc)
 
 
 def _first_line(doc: str) -> str:

@@ -55,8 +55,8 @@ def pf() -> None:
     """Call protoframe servers, and look at what they serve.
 
     A server describes itself, so nothing else need be at hand.  Results go to standard output, everything else to
-    standard error.  Each option stands behind its command, and may be given in the environment as PROTOFRAME_TIMEOUT,
-    PROTOFRAME_JSON and PROTOFRAME_QUIET instead; NO_COLOR turns colours off.
+    standard error.  Each option stands behind its command.  In the environment, PROTOFRAME_TIMEOUT, PROTOFRAME_JSON and
+    PROTOFRAME_QUIET stand for the options of these names, and PROTOFRAME_TOKEN for a token; NO_COLOR turns colours off.
 
     \b
     Examples:

@@ -10,11 +10,14 @@ import math
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from protoframe.cli.problems import USAGE, Problem
+
+if TYPE_CHECKING:
+    from protoframe import Token
 
 __all__ = ["Settings", "check_method", "check_seconds", "check_where", "shared"]
 
@@ -39,11 +42,13 @@ class Settings:
     :ivar timeout: seconds for connecting and the call together.
     :ivar json: JSON instead of a table.
     :ivar quiet: no progress.
+    :ivar token: shows the server who calls.
     """
 
     timeout: float = DEFAULT_TIMEOUT
     json: bool = False
     quiet: bool = False
+    token: Token | None = None
 
 
 def check_where(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -103,7 +108,7 @@ def _check_text(value: str, what: str) -> None:
 
 
 def shared(function: F) -> F:
-    """Adds ``--timeout``, ``--json`` and ``--quiet``; the function takes them as keywords."""
+    """Adds ``--timeout``, ``--token-file``, ``--json`` and ``--quiet``; the function takes them as keywords."""
     for option in reversed(
         (
             click.option(
@@ -116,6 +121,12 @@ def shared(function: F) -> F:
                 envvar="PROTOFRAME_TIMEOUT",
                 show_envvar=True,
                 help="Connecting and the answer, together, may take this long.",
+            ),
+            click.option(
+                "--token-file",
+                metavar="FILE",
+                default="",
+                help="Shows the server who calls: a token, the first line of the file.  By default $PROTOFRAME_TOKEN.",
             ),
             click.option(
                 "--json/--no-json",

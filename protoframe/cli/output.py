@@ -13,7 +13,7 @@ from typing import TextIO
 
 from protoframe.cli.problems import FAILURE, Problem, clean
 
-__all__ = ["Style", "is_terminal", "pad", "report", "style_for", "width", "write_json", "write_text"]
+__all__ = ["Style", "is_terminal", "pad", "report", "style_for", "width", "write_json", "write_text", "write_through"]
 
 _BOLD = "1"
 _DIM = "2"
@@ -63,9 +63,28 @@ def write_json(text: str) -> None:
 
     To a terminal, what it could act on is written as JSON escapes, which mean the same.
     """
+    _write(_json_octets(text))
+
+
+def write_through(text: str) -> None:
+    """The same, past all buffers: for a thread, which may still be at it when ``pf`` ends."""
+    if sys.stdout is None:
+        raise Problem("standard output is closed", FAILURE)
+    octets = memoryview(_json_octets(text))
+    try:
+        descriptor = sys.stdout.fileno()
+        while octets:
+            octets = octets[os.write(descriptor, octets) :]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritable(error) from None
+
+
+def _json_octets(text: str) -> bytes:
     if is_terminal(sys.stdout):
         text = _TERMINAL_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    _write(f"{text}\n".encode())
+    return f"{text}\n".encode()
 
 
 def write_text(text: str) -> None:
@@ -88,7 +107,11 @@ def _write(octets: bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise Problem(f"standard output: {error.strerror or error}", FAILURE) from None
+        raise _unwritable(error) from None
+
+
+def _unwritable(error: OSError) -> Problem:
+    return Problem(f"standard output: {error.strerror or error}", FAILURE)
 
 
 def report(problem: Problem) -> None:

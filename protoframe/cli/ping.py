@@ -36,7 +36,7 @@ _MOST = 1_000_000
     help="From an answer to the next question.",
 )
 @shared
-def ping(where: str, count: int, interval: float, timeout: float, json: bool, quiet: bool) -> None:
+def ping(where: str, count: int, interval: float, timeout: float, token_file: str, json: bool, quiet: bool) -> None:
     """Ask a server for a sign of life, over one connection, and print the round trips in milliseconds.
 
     --timeout holds for connecting and the first answer together, and for each answer after it.  --quiet prints the
@@ -47,10 +47,11 @@ def ping(where: str, count: int, interval: float, timeout: float, json: bool, qu
       pf ping tcp:127.0.0.1:12000
       pf ping --count 10 --interval 0.2 tcp:127.0.0.1:12000
     """
-    from protoframe.cli.running import Target, converse, run
+    from protoframe.cli.running import Progress, Target, converse, read_token, run
 
-    settings = Settings(timeout, json, quiet)
+    settings = Settings(timeout, json, quiet, read_token(token_file))
     target = Target(where)
+    progress = Progress(target, settings)
     times: list[float] = []
     sent = 0
 
@@ -67,11 +68,12 @@ def ping(where: str, count: int, interval: float, timeout: float, json: bool, qu
                 sent += 1
                 milliseconds = 1000 * await _answer(reactor, connecting.connection, deadline - time.monotonic())
                 times.append(milliseconds)
+                progress.stop()
                 if not json and not quiet:
                     write_text(clean(f"{where}: {milliseconds:.3f} ms"))
 
     try:
-        run(session, target, settings)
+        run(session, target, settings, progress)
     finally:
         # Also when it ends early: what was measured is worth having.
         if times:

@@ -38,8 +38,9 @@ Exit status:
   7    could not connect, or what listens there does not speak protoframe
   28   timed out
   64+n an error from the other end, n its status: 66 declared by the method,
-       67 invalid argument, 69 not found, 76 unknown method,
-       77 internal error, 78 connection lost
+       67 invalid argument, 69 not found, 71 permission denied,
+       76 unknown method, 77 internal error, 78 connection lost,
+       80 unauthenticated
   130  interrupted
   141  the reader of the output went away"""
 

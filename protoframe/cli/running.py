@@ -1,4 +1,4 @@
-"""Runs a conversation: the reactor, one deadline, interrupts, and how errors become one line and an exit status.
+"""Runs a conversation: the reactor, deadlines, threads, interrupts, and how errors become a line and an exit status.
 
 The only module of the command line that imports Twisted, and only when a command runs.  Knows no command.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from protoframe.cli.options import Settings
@@ -27,6 +28,7 @@ from protoframe.errors import (
     MessageTooLarge,
     ResourceExhausted,
     Status,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
     UnknownMethod,
@@ -36,10 +38,10 @@ from protoframe.errors import (
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-    from protoframe import Connecting
+    from protoframe import Connecting, Token
     from protoframe.reflection import Reflection
 
-__all__ = ["Target", "converse", "run"]
+__all__ = ["Progress", "Reader", "Target", "converse", "in_thread", "read_token", "run"]
 
 T = TypeVar("T")
 
@@ -50,6 +52,8 @@ _CLOSING = 0.25
 #: Seconds after which a person wonders.
 _PATIENCE = 0.5
 _LONGEST_MESSAGE = 4096
+#: Where a token is, if no file is named.
+_TOKEN = "PROTOFRAME_TOKEN"  # noqa: S105 - a name
 _USUAL_WIDTH = 80
 
 
@@ -76,10 +80,73 @@ class Target:
         return Problem(f"{self}: {text}", status, hint)
 
 
-@asynccontextmanager
-async def converse(reactor: Any, target: Target, settings: Settings) -> AsyncIterator[Connecting[Reflection]]:
-    """An open conversation; what is left of the time holds for the block.
+def read_token(path: str | None) -> Token | None:
+    """The token of a file, or else of the environment; ``None`` where neither is given.
 
+    :raises Problem: it cannot be read, or is none.  The text does not have it.
+    """
+    from protoframe import Token
+
+    try:
+        if path:
+            return Token.from_file(path)
+        return Token.from_environment() if os.environ.get(_TOKEN) else None
+    except ValueError as error:
+        raise Problem(f"the token: {error}", USAGE, f"--token-file FILE, or {_TOKEN} in the environment") from None
+
+
+def in_thread(function: Callable[..., T], *arguments: Any) -> Deferred[T]:
+    """What a function returns that may wait for a file, a pipe or a person, while the conversation goes on."""
+    from twisted.internet.threads import deferToThread
+
+    return deferToThread(function, *arguments)
+
+
+class Reader:
+    """Who reads standard output, where it is a pipe: who goes away is noticed, though nothing is there to be written.
+
+    :ivar is_gone: whether it went away.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self.is_gone = False
+        self._coming: Deferred[Any] | None = None
+        with suppress(OSError, ValueError):
+            if sys.stdout is not None and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+                # Nothing ever comes from this end of a pipe but its hanging up.
+                reactor.addReader(self)
+
+    def waits_for(self, coming: Deferred[Any]) -> None:
+        """What is cancelled when it goes away."""
+        self._coming = coming
+        if self.is_gone:
+            coming.cancel()
+
+    def fileno(self) -> int:
+        """For the reactor, as are those below."""
+        return sys.stdout.fileno()
+
+    def logPrefix(self) -> str:
+        """Its name in logs."""
+        return "standard output"
+
+    def doRead(self) -> None:
+        """There is nothing to read."""
+
+    def connectionLost(self, reason: Any) -> None:
+        """It went away."""
+        self.is_gone = True
+        if self._coming is not None:
+            self._coming.cancel()
+
+
+@asynccontextmanager
+async def converse(
+    reactor: Any, target: Target, settings: Settings, *, block: bool = True
+) -> AsyncIterator[Connecting[Reflection]]:
+    """An open conversation.
+
+    :param block: whether what is left of the time holds for the block.
     :raises Problem: WHERE is wrong, or no conversation could be opened.
     """
     from protoframe import Limits, connect, timeout
@@ -92,23 +159,32 @@ async def converse(reactor: Any, target: Target, settings: Settings) -> AsyncIte
         close_timeout=_CLOSING,
     )
     try:
-        connecting = connect(reactor, target.where, Reflection, limits=limits)
+        connecting = connect(reactor, target.where, Reflection, limits=limits, token=settings.token)
     except ValueError as error:
         raise Problem(str(error), USAGE, "tcp:host:port, tls:host:port or unix:path") from None
-    with timeout(settings.timeout):
+    with ExitStack() as stack:
+        stack.enter_context(timeout(settings.timeout))
         try:
             await connecting
         except Error as error:
             raise _not_opened(error, target, settings) from None
+        if not block:
+            stack.close()
         try:
             yield connecting
         finally:
             await connecting.close()
 
 
-def run(session: Callable[[Any], Coroutine[Any, Any, T]], target: Target, settings: Settings) -> T:
+def run(
+    session: Callable[[Any], Coroutine[Any, Any, T]],
+    target: Target,
+    settings: Settings,
+    progress: Progress | None = None,
+) -> T:
     """Runs a session, which is given the reactor, to its end; once in a process.
 
+    :param progress: of a session that writes something itself, and stops it before that.
     :raises Problem: an error of this package, as a line and a status.
     :raises KeyboardInterrupt: the user asked for an end; the session was cancelled.
     """
@@ -118,7 +194,7 @@ def run(session: Callable[[Any], Coroutine[Any, Any, T]], target: Target, settin
     # What goes wrong is said once, by this module: nothing is logged.
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     reactor: Any = installed
-    running = _Running(reactor, session, _Progress(reactor, target, settings))
+    running = _Running(reactor, session, progress or Progress(target, settings))
     previous = signal.getsignal(signal.SIGINT)
     if previous is signal.default_int_handler:
         signal.signal(signal.SIGINT, running.handle_interrupt)
@@ -141,7 +217,7 @@ class _Running:
 
     interrupted = False
 
-    def __init__(self, reactor: Any, session: Callable[[Any], Coroutine[Any, Any, Any]], progress: _Progress) -> None:
+    def __init__(self, reactor: Any, session: Callable[[Any], Coroutine[Any, Any, Any]], progress: Progress) -> None:
         self._reactor = reactor
         self._session = session
         self._progress = progress
@@ -154,7 +230,7 @@ class _Running:
 
         # Twisted's own handler would end the reactor in order and exit with 0.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._progress.start()
+        self._progress.start(self._reactor)
         self._deferred = Deferred.fromCoroutine(self._session(self._reactor))
         self._deferred.addCallbacks(self._succeeded, self._failed)
         self._deferred.addBoth(self._end)
@@ -189,22 +265,25 @@ class _Running:
         return self._result
 
 
-class _Progress:
+class Progress:
     """A line on a terminal that says what is waited for; it is gone when the wait is over."""
 
-    def __init__(self, reactor: Any, target: Target, settings: Settings) -> None:
-        self._reactor = reactor
+    def __init__(self, target: Target, settings: Settings) -> None:
+        self._reactor: Any = None
         self._text = clean(f"waiting for {target}")
         self._shown = not settings.quiet and is_terminal(sys.stderr)
         self._began = time.monotonic()
         self._visible = False
         self._timer: Any = None
 
-    def start(self) -> None:
+    def start(self, reactor: Any) -> None:
+        """Shows it when somebody would wonder."""
+        self._reactor = reactor
         if self._shown:
-            self._timer = self._reactor.callLater(_PATIENCE, self._tick)
+            self._timer = reactor.callLater(_PATIENCE, self._tick)
 
     def stop(self) -> None:
+        """Takes it away."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         if self._visible:
@@ -240,6 +319,8 @@ def _not_opened(error: Error, target: Target, settings: Settings) -> Problem:
         return target.problem(f"could not connect within {settings.timeout:g} s", TIMEOUT, hint)
     if isinstance(error, VersionMismatch):
         return target.problem(f"could not connect: {text}", CONNECT, "a pf of the server's version")
+    if isinstance(error, Unauthenticated):
+        return target.problem(f"{error.type_name}: {text}", REMOTE + error.status, _hint(error, target))
     hint = "check the address, and that a protoframe server listens there"
     return target.problem(f"could not connect: {text}", CONNECT, hint)
 
@@ -278,6 +359,8 @@ def _hint(error: Error, target: Target) -> str:
         return target.command("list")
     if isinstance(error, InvalidArgument) or error.status == Status.FAILED:
         return target.command("describe", target.what) if target.what else target.command("list")
+    if isinstance(error, Unauthenticated):
+        return f"--token-file FILE, or {_TOKEN} in the environment"
     if isinstance(error, Internal):
         return "the server's log"
     if isinstance(error, MessageTooLarge):

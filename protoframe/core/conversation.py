@@ -35,6 +35,7 @@ from protoframe.core.events import (
 )
 from protoframe.core.floods import Allowance
 from protoframe.core.frames import (
+    ARRAY_HEAD,
     COUNT,
     FIRST_SKIPPED_KIND,
     LONGEST_METADATA,
@@ -108,6 +109,9 @@ _STREAMS = _ITEMS | _STREAM
 _KINDS = frozenset(int(kind) for kind in Kind)
 _MESSAGE_KINDS = (_REQUEST, _RESPONSE, _ERROR, _ITEM)
 
+# What a HELLO has room for beside the numbers.
+LONGEST_AGENT_AND_TOKEN = 1850
+
 # Under these ids, which no call has, stand deadlines of the conversation itself.
 _HANDSHAKE = 0
 _KEEPALIVE = -1
@@ -172,6 +176,8 @@ class Conversation:
         self._last_incoming = 0
         # What `go_away` said of it: the calls up to this one are answered in any case.
         self._last_promised = 0
+        # The highest of those that came after that: items of theirs may follow.
+        self._last_late = 0
         # Calls of this end whose outcome is open: by id, what the caller knows them by; None once the caller gave up.
         self._outgoing: dict[int, Any] = {}
         # Of these, the ones that wait for a slot at the peer.
@@ -205,12 +211,13 @@ class Conversation:
         # Since when the carrier takes no more; None where it does.
         self._blocked: float | None = None
         self._blocked_is_watched = False
+        agent = cut(agent)[: LONGEST_AGENT_AND_TOKEN - len(token)].decode("utf-8", "ignore")
         hello = Hello(
             max_frame=limits.max_frame,
             max_message=limits.max_message,
             max_unfinished=limits.max_unfinished,
             max_calls=limits.max_calls,
-            agent=cut(agent).decode(),
+            agent=agent,
             stream_credit=limits.stream_credit,
             connection_credit=limits.connection_credit,
             token=token,
@@ -348,6 +355,8 @@ class Conversation:
             )
         call_id = self._next_call_id
         if flags & _ONEWAY:
+            if flags & _STREAMS:
+                raise LocalProtocolError("a call without an answer has no streams")
             self._next_call_id = call_id + 2
             self.outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
             return call_id
@@ -378,7 +387,7 @@ class Conversation:
 
         `CreditReceived`, or the call's id among `Outbox.departed`, tells when to ask again.
         """
-        if call_id in self.outbox.cut or call_id in self._waiting:
+        if not self.may_end(call_id):
             return 0
         return max(0, self._credit.left(call_id))
 
@@ -391,13 +400,17 @@ class Conversation:
         """
         if self.room(call_id) <= 0:
             raise LocalProtocolError(f"call {call_id} has no stream to send, or no credit")
-        if len(octets) > self._peer_max_message:
+        if len(octets) > self._peer_max_message + ARRAY_HEAD:
             raise MessageTooLarge(f"an item is {len(octets)} bytes, and the peer takes {self._peer_max_message}")
         if call_id & 1 != self._own_parity:
             self._streaming.add(call_id)
         message = COUNT.pack(count) + octets
         self._credit.spend(call_id, cost_of(len(message), count))
         self.outbox.put(_ITEM, 0, call_id, message)
+
+    def may_end(self, call_id: int) -> bool:
+        """Whether nothing of a stream waits that its end would overtake; where something does, ask as for `room`."""
+        return call_id not in self.outbox.cut and call_id not in self._waiting
 
     def end_items(self, call_id: int) -> None:
         """Ends a stream; of a call of the peer's, that is its answer.
@@ -406,6 +419,8 @@ class Conversation:
         """
         if call_id not in self._credit.streams:
             raise LocalProtocolError(f"call {call_id} has no stream to end")
+        if not self.may_end(call_id):
+            raise LocalProtocolError(f"a message of call {call_id} is on the way")
         if call_id & 1 == self._own_parity:
             self._credit.close(call_id)
         else:
@@ -416,8 +431,13 @@ class Conversation:
 
     def give_back(self, call_id: int, cost: int) -> None:
         """Items that came are taken, or nobody wants them: the peer may send more."""
+        self._granted.give_back(call_id, cost)
+        self._grant(call_id)
+
+    def _grant(self, call_id: int) -> None:
+        """Lets the peer send more, where that is worth a frame."""
         if self.state is not State.CLOSED:
-            for grant, octets in self._granted.give_back(call_id, cost):
+            for grant, octets in self._granted.grants(call_id):
                 self.outbox.put_control(Kind.CREDIT, grant, serialize_credit(octets))
 
     def cancel(self, call_id: int, error: Error | None = None) -> None:
@@ -434,20 +454,24 @@ class Conversation:
         """
         if len(result) > self._peer_max_message:
             raise MessageTooLarge(f"the result is {len(result)} bytes, and the peer takes {self._peer_max_message}")
-        if call_id not in self._oneway:
-            self.outbox.put(_RESPONSE, 0, call_id, result)
+        if call_id in self._streaming:
+            raise LocalProtocolError(f"the answer to call {call_id} is a stream")
+        oneway = call_id in self._oneway
         self._leave_slot(call_id)
+        if not oneway:
+            self.outbox.put(_RESPONSE, 0, call_id, result)
         if self._ends:
             self._check_drained()
 
     def refuse(self, call_id: int, body: ErrorBody, *, processed: bool = True) -> None:
         """Answers a call of the peer with an error; ``processed=False`` promises that nothing was done."""
         message = body.serialize()
-        if call_id not in self._oneway:
-            # Of a stream part of an item may be on its way; no more of it comes.
-            self.outbox.drop(call_id)
-            self.outbox.put(_ERROR, 0 if processed else _NOT_PROCESSED, call_id, message)
+        oneway = call_id in self._oneway
         self._leave_slot(call_id)
+        if not oneway:
+            # Of a stream part of an item may be on its way; no more of it comes.
+            self._drop(call_id)
+            self.outbox.put(_ERROR, 0 if processed else _NOT_PROCESSED, call_id, message)
         if self._ends:
             self._check_drained()
 
@@ -464,6 +488,8 @@ class Conversation:
         """
         if len(payload) != 8:
             raise LocalProtocolError(f"a PING carries 8 octets, not {len(payload)}")
+        if self.state is State.GREETING:
+            raise self._not_open()
         self.outbox.put_control(Kind.PING, 0, payload)
 
     def go_away(self, text: str = "") -> None:
@@ -490,7 +516,8 @@ class Conversation:
             self.outbox.put_control(Kind.GOAWAY, 0, goaway.serialize())
         self._move(Input.ENDED)
         self._deadlines.clear()
-        unsent = self.outbox.drop_all() | self._waiting.keys()
+        unsent = {one.call_id for one in self.outbox.cut.values() if one.kind == _REQUEST} | self._waiting.keys()
+        self.outbox.drop_all()
         why = error.message if error is not None else "the connection was closed"
         for call_id, token in self._outgoing.items():
             if token is not None:
@@ -538,6 +565,8 @@ class Conversation:
             raise RemoteProtocolError(f"REQUEST: {call_id} is no call id of the peer's")
         if call_id in self._incoming:
             raise RemoteProtocolError(f"REQUEST: call {call_id} is open already")
+        if flags & _ONEWAY and flags & _STREAMS:
+            raise RemoteProtocolError(f"REQUEST: ONEWAY, and streams, of call {call_id}")
         remaining, method, metadata, arguments = parse_request(message)
         if call_id > self._last_incoming:
             self._last_incoming = call_id
@@ -563,7 +592,7 @@ class Conversation:
         if call_id in self._oneway:
             # Its caller does not keep count, for it is not told when a slot is free.
             self.events.append(RequestDropped(method))
-        elif not self._cancels.take(self._now):
+        elif len(self._incoming) - len(self._oneway) > self._limits.max_calls and not self._cancels.take(self._now):
             raise CancelFlood(f"more calls are opened than {self._limits.max_calls} at once, again and again")
         text = f"{self._limits.max_calls} calls are in flight on this connection already"
         self.refuse(call_id, ErrorBody(Status.RESOURCE_EXHAUSTED, TooManyCalls.__name__, text), processed=False)
@@ -615,7 +644,7 @@ class Conversation:
         elif kind == _CHUNK:
             self._continue_message(frame)
         elif kind == _REQUEST:
-            self._handle_late_request(call_id)
+            self._handle_late_request(flags, call_id)
         elif kind == _ERROR:
             self._handle_error(flags, call_id, payload)
         elif kind == Kind.CANCEL:
@@ -647,7 +676,6 @@ class Conversation:
         self._peer_slots = hello.max_calls
         self._peer_max_message = hello.max_message
         self._credit.begin(hello.stream_credit, hello.connection_credit)
-        self._deadlines.add(_KEEPALIVE, self._now + self._limits.keepalive_idle)
         if self._asks_first:
             self.events.append(Greeted(hello))
         else:
@@ -661,6 +689,7 @@ class Conversation:
 
     def _open(self, hello: Hello) -> None:
         self._move(Input.HELLO_RECEIVED)
+        self._deadlines.add(_KEEPALIVE, self._now + self._limits.keepalive_idle)
         self.events.append(Opened(hello))
 
     def _handle_goaway(self, goaway: GoAway) -> None:
@@ -686,7 +715,7 @@ class Conversation:
             if token is not None:
                 self.events.append(CallFailed(token, _not_run(error(text))))
 
-    def _handle_late_request(self, call_id: int) -> None:
+    def _handle_late_request(self, flags: int, call_id: int) -> None:
         """A request that was on the way when GOAWAY was sent.
 
         Requests may overtake each other, so its id may be one of those that GOAWAY said would be answered; to a later
@@ -694,14 +723,15 @@ class Conversation:
         """
         if call_id & 1 == self._own_parity or not call_id:
             raise RemoteProtocolError(f"REQUEST: {call_id} is no call id of the peer's")
-        if call_id <= self._last_promised:
+        self._last_late = max(self._last_late, call_id)
+        if call_id <= self._last_promised and not flags & _ONEWAY:
             body = ErrorBody(Status.UNAVAILABLE, GoingAway.__name__, "this end takes no new calls")
             self.outbox.put(_ERROR, _NOT_PROCESSED, call_id, body.serialize())
 
     def _handle_cancel(self, call_id: int) -> None:
         if call_id & 1 == self._own_parity or not call_id:
             raise RemoteProtocolError(f"CANCEL: {call_id} is no call id of the peer's")
-        if call_id not in self._streaming and not self._cancels.take(self._now):
+        if call_id in self._incoming and call_id not in self._streaming and not self._cancels.take(self._now):
             limits = self._limits
             text = f"more than {max(limits.cancel_burst, limits.max_calls)} calls are cancelled at once"
             raise CancelFlood(text)
@@ -714,7 +744,7 @@ class Conversation:
                 self.refuse(call_id, ErrorBody(Status.CANCELLED, "Cancelled", ""), processed=False)
         elif call_id in self._incoming:
             self.events.append(RequestCancelled(call_id, False))
-        elif self.outbox.drop(call_id) is not None:
+        elif self._drop(call_id) is not None:
             # The result is half sent, or not yet: the caller hears at once that no more of it comes.
             self.outbox.put(_ERROR, 0, call_id, ErrorBody(Status.CANCELLED, "Cancelled", "").serialize())
 
@@ -726,9 +756,12 @@ class Conversation:
 
     def _handle_items(self, call_id: int, count: int, message: bytes, cost: int) -> None:
         self._check_stream(Kind.ITEM, call_id)
+        if self._assembler.messages and call_id in self._assembler.messages:
+            raise RemoteProtocolError(f"ITEM: a message of call {call_id} is on the way already")
         self._granted.spend(call_id, cost)
         if self._granted.is_open(call_id):
             self.events.append(ItemsReceived(call_id, count, message, cost))
+            self._grant(call_id)
         else:
             self.give_back(call_id, cost)
 
@@ -742,14 +775,14 @@ class Conversation:
         if call_id & 1 == self._own_parity:
             if self._outgoing.get(call_id, self) is not None:
                 raise RemoteProtocolError(f"{kind.name}: call {call_id} is not open, or has no stream")
-        elif not call_id or call_id > self._last_incoming:
+        elif not call_id or call_id > max(self._last_incoming, self._last_late):
             raise RemoteProtocolError(f"{kind.name}: there is no call {call_id}")
 
     def _handle_end(self, call_id: int) -> None:
         self._check_stream(Kind.END, call_id)
         wanted = self._granted.is_open(call_id)
-        if self._assembler.is_on_the_way(call_id, Kind.ITEM):
-            raise RemoteProtocolError(f"END: an item of call {call_id} is on the way")
+        if call_id in self._assembler.messages:
+            raise RemoteProtocolError(f"END: a message of call {call_id} is on the way")
         self._granted.close(call_id)
         if call_id & 1 != self._own_parity:
             if wanted:
@@ -779,7 +812,7 @@ class Conversation:
     def _begin_message(self, frame: Frame) -> None:
         kind, _, call_id, payload = frame
         total, part = parse_total(payload)
-        if kind != _ERROR and self._assembler.is_on_the_way(call_id, Kind(kind)):
+        if kind != _ERROR and call_id in self._assembler.messages:
             raise RemoteProtocolError(f"{Kind(kind).name}: a message of call {call_id} is on the way already")
         wanted = True
         if kind == _REQUEST:
@@ -795,7 +828,10 @@ class Conversation:
             wanted = False
         self._discard(call_id)
         self._assembler.begin(frame, total, part, self._now, wanted=wanted)
-        if len(self._assembler) > 2 * self._limits.max_calls + len(self._outgoing):
+        limits = self._limits
+        if len(self._assembler) > max(
+            2 * limits.max_calls + len(self._outgoing), limits.max_unfinished // (limits.max_frame - 12) + 1
+        ):
             raise RemoteProtocolError(f"{len(self._assembler)} messages are on the way at once")
 
     def _most(self, token: Any) -> int:
@@ -810,13 +846,14 @@ class Conversation:
             raise RemoteProtocolError("ITEM: several items in several frames")
         cost = cost_of(total, 1)
         self._granted.spend(call_id, cost)
-        length = total - COUNT.size
+        length = total - COUNT.size - ARRAY_HEAD
         if call_id & 1 != self._own_parity:
             if length > self._limits.max_message:
                 raise RemoteProtocolError(f"ITEM: {length} octets, and this end takes {self._limits.max_message}")
         elif self._granted.is_open(call_id) and length > (most := self._most(self._outgoing[call_id])):
             self._give_up(call_id, MessageTooLarge(f"an item is {length} bytes, and this end takes {most}"))
         if self._granted.is_open(call_id):
+            self._grant(call_id)
             return True
         self.give_back(call_id, cost)
         return False
@@ -827,9 +864,11 @@ class Conversation:
             raise RemoteProtocolError(f"REQUEST: {call_id} is no call id of the peer's")
         if call_id in self._incoming:
             raise RemoteProtocolError(f"REQUEST: call {call_id} is open already")
+        if flags & _ONEWAY and flags & _STREAMS:
+            raise RemoteProtocolError(f"REQUEST: ONEWAY, and streams, of call {call_id}")
         remaining, method, length = parse_first_part(part, total)
         if not self._serves:
-            self._handle_late_request(call_id)
+            self._handle_late_request(flags, call_id)
             return False
         self._last_incoming = max(self._last_incoming, call_id)
         self._incoming.add(call_id)
@@ -842,6 +881,11 @@ class Conversation:
         most = self._limits.max_message if asked is None else min(asked, self._limits.max_message)
         if length > most:
             self._refuse_too_large(call_id, length, most)
+            return False
+        if not remaining:
+            text = "the deadline passed before the request was here"
+            body = ErrorBody(Status.DEADLINE_EXCEEDED, DeadlineExceeded.__name__, text)
+            self.refuse(call_id, body, processed=False)
             return False
         self.suspend(call_id, self._now + remaining)
         return True
@@ -882,12 +926,22 @@ class Conversation:
         self._credit.close(call_id)
         if self._assembler.messages:
             self._discard(call_id)
-        if self.outbox.cut and self.outbox.drop(call_id):
+        if self.outbox.cut and self._drop(call_id):
             # Answered, that is refused, before it was all sent: the peer is told that no more of it comes.
             self.outbox.put_control(Kind.CANCEL, call_id)
         if self._waiting:
             self._start_waiting()
         return token
+
+    def _drop(self, call_id: int) -> bool | None:
+        """Takes a large message out of the line as `Outbox.drop` does; an item that was not begun costs nothing."""
+        message = self.outbox.cut.get(call_id)
+        if message is None:
+            return None
+        begun = self.outbox.drop(call_id)
+        if message.kind == _ITEM and not begun and self._credit.refund(call_id, cost_of(message.total, 1)):
+            self.events.append(CreditReceived(0))
+        return begun
 
     def _start_waiting(self) -> None:
         free = self._peer_slots - (len(self._outgoing) - len(self._waiting))
@@ -913,13 +967,16 @@ class Conversation:
         token = self._outgoing.get(call_id)
         if token is None:
             return
-        if self._waiting.pop(call_id, None) is not None or (begun := self.outbox.drop(call_id)) is False:
+        message = self.outbox.cut.get(call_id)
+        begun = self._drop(call_id)
+        asked = message is None or message.kind != _REQUEST
+        if self._waiting.pop(call_id, None) is not None or not (begun or asked):
             # Nothing of it was sent.
             self._settle(call_id)
             self.events.append(CallFailed(token, _not_run(error)))
             self._check_drained()
             return
-        if begun:
+        if not asked:
             # The peer has no use for half a request.
             error.may_have_run = False
         self._stop_holding(call_id)
@@ -941,6 +998,8 @@ class Conversation:
             self._incoming.remove(call_id)
         except KeyError:
             raise LocalProtocolError(f"call {call_id} is not open") from None
+        if self._assembler.messages:
+            self._stop_holding(call_id)
         if self._suspended:
             self._suspended.discard(call_id)
         if self._oneway:

@@ -55,6 +55,14 @@ class Received:
         self.streams[call_id] -= cost
         self.connection -= cost
 
+    def refund(self, call_id: int, cost: int) -> bool:
+        """What was spent is not sent after all; whether that lets something go on."""
+        if call_id in self.streams:
+            self.streams[call_id] += cost
+        before = self.connection
+        self.connection += cost
+        return before <= 0 < self.connection
+
     def add(self, call_id: int, octets: int) -> bool:
         """The peer grants more, for a stream or (call id 0) for all; whether that lets something go on.
 
@@ -77,17 +85,19 @@ class Received:
 class _Window:
     """What one stream, or the connection, may hold of what the peer sends."""
 
-    __slots__ = ("left", "returned", "size")
+    __slots__ = ("left", "returned")
 
     def __init__(self, size: int) -> None:
-        self.size = size
         self.left = size
         self.returned = 0
 
-    def take_back(self, cost: int) -> int:
-        """Notes what was taken by whoever it is for; what to grant now, 0 until it is worth a frame."""
-        self.returned += cost
-        if 2 * self.returned < self.size:
+    def due(self) -> int:
+        """What to grant now: 0 until it is worth a frame.
+
+        That is when it is no less than what is left: half of the window where all of it is taken in time, and less
+        where part of it is held up by streams that nobody takes, for the others must go on.
+        """
+        if not self.returned or self.returned < self.left:
             return 0
         granted, self.returned = self.returned, 0
         self.left += granted
@@ -131,12 +141,19 @@ class Granted:
         if window is not None:
             window.left -= cost
 
-    def give_back(self, call_id: int, cost: int) -> list[tuple[int, int]]:
-        """What came was taken, or nobody wants it: the credit to grant now, as call ids (0 for all) and octets."""
+    def give_back(self, call_id: int, cost: int) -> None:
+        """What came was taken, or nobody wants it."""
+        window = self.streams.get(call_id)
+        if window is not None:
+            window.returned += cost
+        self._connection.returned += cost
+
+    def grants(self, call_id: int) -> list[tuple[int, int]]:
+        """The credit to grant now, of a stream and of all, as call ids (0 for all) and octets."""
         grants = []
         window = self.streams.get(call_id)
-        if window is not None and (octets := window.take_back(cost)):
+        if window is not None and (octets := window.due()):
             grants.append((call_id, octets))
-        if octets := self._connection.take_back(cost):
+        if octets := self._connection.due():
             grants.append((0, octets))
         return grants

@@ -74,6 +74,8 @@ LONGEST_REMAINING = 0xFFFFFFFE / 1000
 NO_DEADLINE = 0xFFFFFFFF
 #: Items that one ITEM may have.
 MOST_ITEMS = 0xFFFF
+#: Octets around a single item that are no part of it: the head of an array of msgpack, or the brackets of one of JSON.
+ARRAY_HEAD = 5
 #: What an item costs of the credit beside its octets, for memory holds more of it than those; RFC 9113, section 6.5.2,
 #: counts fields of a header so.
 ITEM_OVERHEAD = 32
@@ -292,9 +294,9 @@ def serialize_request(remaining: float, method: bytes, metadata: bytes, argument
 
 def milliseconds_of(remaining: float) -> int:
     """A time until a deadline, as it travels; infinity where there is none."""
-    if remaining >= LONGEST_REMAINING:
+    if remaining == math.inf:
         return NO_DEADLINE
-    return int(remaining * 1000) if remaining > 0 else 0
+    return min(int(remaining * 1000), NO_DEADLINE - 1) if remaining > 0 else 0
 
 
 def parse_request(message: bytes) -> tuple[float, bytes, bytes, bytes]:

@@ -42,6 +42,7 @@ SLACK = 2 * LARGEST_FRAME
 class _Large(msgspec.Struct):
     """A message that takes several frames, the next one last."""
 
+    kind: int
     call_id: int
     total: int
     frames: list[bytes]
@@ -54,7 +55,7 @@ class Outbox:
     :ivar max_frame: octets of a frame that the peer takes.
     :ivar max_unfinished: octets of large messages that the peer holds at once.
     :ivar large: large messages that take turns; empty when there is none.
-    :ivar cut: the call ids of large messages that are not all sent.
+    :ivar cut: large messages that are not all sent, by call id.
     :ivar departed: the call ids of those that are, since whoever waits for them last emptied it.
     :ivar octets: what waits to be sent, headers not counted.
     """
@@ -64,7 +65,7 @@ class Outbox:
         self.max_unfinished = 0
         self._frames: list[bytes] = []
         self.large: deque[_Large] = deque()
-        self.cut: set[int] = set()
+        self.cut: dict[int, _Large] = {}
         self.departed: list[int] = []
         self.octets = 0
         self._large_octets = 0
@@ -80,7 +81,9 @@ class Outbox:
             self._frames.append(_pack_header(len(message), kind, flags, call_id) + message)
             self.octets += len(message)
         else:
-            self._put_large(call_id, len(message), serialize_message(kind, flags, call_id, message, self.max_frame))
+            self._put_large(
+                kind, call_id, len(message), serialize_message(kind, flags, call_id, message, self.max_frame)
+            )
 
     def put_request(
         self,
@@ -102,12 +105,12 @@ class Outbox:
         else:
             message = serialize_request(remaining, method, metadata, arguments)
             frames = serialize_message(_REQUEST, flags, call_id, message, self.max_frame)
-            self._put_large(call_id, len(message), frames)
+            self._put_large(_REQUEST, call_id, len(message), frames)
 
-    def _put_large(self, call_id: int, total: int, frames: list[bytes]) -> None:
+    def _put_large(self, kind: int, call_id: int, total: int, frames: list[bytes]) -> None:
         frames.reverse()
-        self.cut.add(call_id)
-        self._waiting.append(_Large(call_id, total, frames))
+        self.cut[call_id] = message = _Large(kind, call_id, total, frames)
+        self._waiting.append(message)
         self._waiting_octets += total
         self.octets += total
         self._start()
@@ -123,7 +126,7 @@ class Outbox:
         """
         if call_id not in self.cut:
             return None
-        self.cut.remove(call_id)
+        del self.cut[call_id]
         for line in (self.large, self._waiting):
             for message in line:
                 if message.call_id == call_id:
@@ -139,7 +142,7 @@ class Outbox:
 
     def drop_all(self) -> set[int]:
         """Takes all large messages that are not all sent out of the line; their call ids."""
-        dropped, self.cut = self.cut, set()
+        dropped, self.cut = set(self.cut), {}
         self.large.clear()
         self._waiting.clear()
         self.octets = self._large_octets = self._waiting_octets = 0
@@ -158,7 +161,7 @@ class Outbox:
                 self.large.append(message)
             else:
                 self._large_octets -= message.total
-                self.cut.discard(message.call_id)
+                del self.cut[message.call_id]
                 self.departed.append(message.call_id)
                 self._start()
         self.octets = self._large_octets + self._waiting_octets
@@ -216,7 +219,7 @@ class Assembler:
         """
         kind, flags, call_id, _ = frame
         self.discard(call_id)
-        message = Message(kind, flags, total, now, bytearray(part) if wanted else None, len(part))
+        message = Message(kind, flags & ~_MORE, total, now, bytearray(part) if wanted else None, len(part))
         if wanted:
             self._octets += total
             if self._octets > self._max_octets:

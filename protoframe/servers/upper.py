@@ -7,9 +7,8 @@ error of its own, and with streams in either direction.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 from twisted.internet.task import deferLater
 
 from protoframe import Error, Factory, Protocol, request
@@ -18,9 +17,8 @@ from protoframe.service import ServerOptions, ServerService
 __all__ = ["Options", "Speech", "Statistics", "TooLong", "makeService"]
 
 LONGEST = 100_000
-
-#: Seconds from one letter to the next.
-Pause = Annotated[float, Meta(ge=0.0, le=10.0)]
+#: Seconds.
+LONGEST_PAUSE = 10.0
 
 
 class TooLong(Error):
@@ -68,13 +66,13 @@ class Speech(Protocol):
         return text
 
     @request(idempotent=True, raises=[TooLong])
-    async def spell(self, word: str, pause: Pause = 0.0) -> AsyncIterator[str]:
-        """The letters of a word, one at a time, so many seconds apart."""
-        for number, letter in enumerate(_checked(word)):
-            if number and pause:
-                from twisted.internet import reactor
+    async def spell(self, word: str, pause: float = 0.0) -> AsyncIterator[str]:
+        """The letters of a word, one at a time, so many seconds apart; 10 at most."""
+        from twisted.internet import reactor
 
-                await deferLater(reactor, pause)
+        for number, letter in enumerate(_checked(word)):
+            if number and pause > 0:
+                await deferLater(reactor, min(pause, LONGEST_PAUSE))
             yield letter
 
     @request(idempotent=True, raises=[TooLong])

@@ -9,6 +9,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe.core.frames import (
+    ARRAY_HEAD,
     FIRST_VERSION,
     ITEM_OVERHEAD,
     LAST_VERSION,
@@ -95,6 +96,7 @@ class WireDocument(SynchronousTestCase):
     def test_what_an_item_costs_and_what_is_no_deadline_are_the_codes(self):
         self.assertIn(f", and {ITEM_OVERHEAD} for\n  each item", TEXT)
         self.assertIn(f"1 to {MOST_ITEMS:,}", TEXT)
+        self.assertIn(f"An array is at most {ARRAY_HEAD} octets longer", TEXT)
         self.assertIn(f"`{NO_DEADLINE:#x}` means that there is none", TEXT)
         self.assertIn(f"`{round(LONGEST_REMAINING * 1000):#x}`, some 49 days", TEXT)
 
