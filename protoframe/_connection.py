@@ -384,13 +384,14 @@ class Connection:
         self._busy = True
         try:
             conversation = self._conversation
-            outbox = conversation.outbox
+            traffic = conversation.traffic
+            outbox = traffic.outbox
             server = self._server
             serve = server.serve
             outlets = self._outlets
             rounds = 4 if len(outlets.ready) < 2 else 1
             while True:
-                while conversation.events:
+                while traffic.events:
                     for number, event in enumerate(conversation.poll_events(), 1):
                         try:
                             if type(event) is not RequestReceived:
@@ -423,7 +424,7 @@ class Connection:
                 elif outbox.octets > self._limits.max_unsent and conversation.state is not _CLOSED:
                     text = f"{outbox.octets} bytes wait for a peer that does not read"
                     conversation.end(TooMuchUnsent(text))
-                if conversation.events:
+                if traffic.events:
                     # The carrier was lost while it sent, say: what that means is among the events now.
                     continue
                 if self._paused:

@@ -46,14 +46,16 @@ def pf(*arguments: str, timeout: float = PATIENCE, **variables: str) -> subproce
     )
 
 
-def run_twistd(*arguments: str, cwd: Path, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+def run_twistd(
+    *arguments: str, cwd: Path, timeout: float = PATIENCE, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Runs ``twistd`` to its end."""
     return subprocess.run(
         [twistd(), *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=environment(),
+        env=environment(**variables),
         cwd=cwd,
         check=False,
     )

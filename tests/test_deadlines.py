@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe import (
     Cancelled,
+    ConnectionLost,
     DeadlineExceeded,
     Factory,
     Limits,
@@ -369,6 +370,61 @@ async def test_a_step_of_the_wall_clock_changes_no_deadline(step: float, monkeyp
         waiting.cancel()
         with pytest.raises(Cancelled):
             await waiting
+
+
+class Hedging(SynchronousTestCase):
+    """A call that is cancelled by the callback of another, whose outcomes came at once."""
+
+    def setUp(self) -> None:
+        self.gates: list[Deferred[None]] = []
+        gates = self.gates
+
+        class Slow(Protocol):
+            @request
+            async def wait(self, text: str) -> str:
+                gates.append(Deferred())
+                await gates[-1]
+                return text
+
+        self.ends = Ends(Slow)
+        self.first, self.second, self.third = (self.ends.proxy.wait(text) for text in ("one", "two", "three"))
+        self.first.addBoth(self.hedge)
+        self.ends.turn()
+
+    def hedge(self, result: Any) -> Any:
+        self.second.cancel()
+        return result
+
+    def test_when_both_have_their_answers(self) -> None:
+        for gate in self.gates[:2]:
+            gate.callback(None)
+        self.ends.turn()
+        self.assertEqual(self.successResultOf(self.first), "one")
+        self.failureResultOf(self.second, Cancelled)
+        self.assertNoResult(self.third)
+        self.gates[2].callback(None)
+        self.ends.turn()
+        self.assertEqual(self.successResultOf(self.third), "three")
+
+    def test_when_the_connection_is_lost(self) -> None:
+        self.ends.lose()
+        self.failureResultOf(self.first, ConnectionLost)
+        self.failureResultOf(self.second, Cancelled)
+        self.failureResultOf(self.third, ConnectionLost)
+        self.assertEqual(self.ends.clock.getDelayedCalls(), [])
+
+    def test_when_both_expire(self) -> None:
+        self.ends.turn(10.1)
+        for call in (self.first, self.third):
+            self.failureResultOf(call, DeadlineExceeded)
+        self.failureResultOf(self.second, Cancelled, DeadlineExceeded)
+        self.ends.turn()
+        self.assertFalse(self.ends.is_lost)
+        call = self.ends.proxy.wait("four")
+        self.ends.turn()
+        self.gates[-1].callback(None)
+        self.ends.turn()
+        self.assertEqual(self.successResultOf(call), "four")
 
 
 class Virtual(SynchronousTestCase):

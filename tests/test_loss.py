@@ -246,6 +246,9 @@ async def play(ledger: Ledger, connection: Connection) -> None:
 
 class Lost(SynchronousTestCase):
     def setUp(self) -> None:
+        # What other tests have left behind is none of these.
+        gc.collect()
+        self.flushLoggedErrors()
         self.patch(secrets, "token_bytes", lambda count: b"\x01" * count)
         self.clock = Clock()
         self.play: Any = play
@@ -332,6 +335,7 @@ class Lost(SynchronousTestCase):
                 self.assertEqual(self.ledger.began, self.ledger.ended, where)
                 self.assertEqual([call.func for call in self.clock.getDelayedCalls()], [], where)
                 self.assertEqual(leftovers(connection), [], where)
+                self.assertEqual(self.flushLoggedErrors(), [], where)
                 seen.update(self.ledger.began)
             before += len(chunk)
         self.assertEqual(self.stage_factory.connections, frozenset())

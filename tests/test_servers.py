@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,13 @@ from __future__ import annotations
 
 import datetime
 import enum
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from msgspec import Struct
+from zope.interface import classImplements
 
-from protoframe import Error, Factory, Protocol, request
+from protoframe import Error, Factory, IAuthenticator, Protocol, current_call, request
 
 
 class Size(enum.Enum):
@@ -89,6 +92,30 @@ def make() -> Factory:
 
 factory = Factory(Thing)
 broken = Factory
+
+
+class Vault(Protocol, permission="look"):
+    @request
+    async def look(self) -> str:
+        return current_call().identity.name
+
+    @request(permission="take")
+    async def take(self) -> str:
+        return "all of it"
+
+    @request(permission="look")
+    async def watch(self, times: int) -> AsyncIterator[str]:
+        for _ in range(times):
+            yield current_call().identity.name
+
+
+class Own:
+    def authenticate(self, shown):
+        return None
+
+
+classImplements(Own, IAuthenticator)
+guarded = Factory(Vault, authenticator=Own(), anonymous=True)
 '''
 
 CLIENT = """
@@ -242,15 +269,22 @@ def test_one_server_listens_at_several_places_ipv6_and_tls_among_them(tmp_path: 
         (["pf-serve", "--protocol", "thatmodule:broken"], 2, "calling it failed"),
         (["pf-serve", "--protocol", "thatmodule:Size.SMALL"], 2, "neither a Protocol class, nor a Factory"),
         (["pf-serve", "--protocol", "badmodule:Thing"], 2, "SyntaxError"),
+        (["pf-upper", "--tokens", "nosuch"], 2, "--tokens: nosuch: No such file or directory"),
+        (["pf-upper", "--tokens", "badtokens"], 2, "--tokens: badtokens: line 2: "),
+        (["pf-serve", "--protocol", "thatmodule:guarded", "--tokens", "tokens"], 2, "an authenticator of its own"),
+        (["pf-upper", "--drain", "nan"], 2, "--drain: expected 0 to 1000000 seconds, got nan"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error(elsewhere: Path, arguments: list[str], status: int, text: str) -> None:
     (elsewhere / "badmodule.py").write_text("def (")
+    (elsewhere / "badtokens").write_text("ann 0123456789abcdef\nbob secret\n")
+    (elsewhere / "tokens").write_text("ann 0123456789abcdef\n")
     done = run_twistd("-n", "--pidfile", "p.pid", "--logfile", "t.log", *arguments, cwd=elsewhere)
     assert done.returncode == status
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+    assert "secret" not in done.stderr
     assert not (elsewhere / "p.pid").exists()
 
 
@@ -280,6 +314,82 @@ def test_a_daemon_starts_serves_and_ends(tmp_path: Path) -> None:
     while (tmp_path / "twistd.pid").exists():
         pass
     assert not path.exists()
+
+
+def test_tokens_say_who_calls_and_what_they_may_do(elsewhere: Path) -> None:
+    secrets = {"ann": "Ann-0123456789abcdef", "bob": "Bob-0123456789abcdef", "eve": "Eve-0123456789abcdef"}
+    lines = [f"ann {secrets['ann']} look take", f"bob {secrets['bob']} look  # no more"]
+    (elsewhere / "tokens").write_text("\n".join(lines))
+    for name, secret in secrets.items():
+        (elsewhere / name).write_text(f"{secret}\n")
+    (elsewhere / "empty").write_text("\nnot this line, with a secret\n")
+    where = f"unix:{elsewhere / 'v.sock'}"
+    arguments = ["--protocol", "thatmodule:Vault", "--listen", where, "--tokens", "tokens", "--log-calls"]
+    with server(elsewhere, "pf-serve", *arguments) as running:
+        ann, bob, nobody = (["--token-file", str(elsewhere / name)] for name in ("ann", "bob", "empty"))
+        eve = {"PROTOFRAME_TOKEN": secrets["eve"]}
+        refused = "try: --token-file FILE, or PROTOFRAME_TOKEN"
+        cases: list[tuple[list[str], dict[str, str], int, str, str]] = [
+            (["call", where, "Vault.look"], {"PROTOFRAME_TOKEN": secrets["bob"]}, 0, '"bob"\n', ""),
+            # The flag goes before the environment.
+            (["call", where, "Vault.watch", "times:=2", *ann], eve, 0, '"ann"\n"ann"\n', ""),
+            (["call", where, "Vault.take", *ann], {}, 0, '"all of it"\n', ""),
+            (["call", where, "Vault.take", *bob], {}, 71, "", "PermissionDenied: Vault.take takes the permission take"),
+            (["call", where, "Vault.look"], {}, 80, "", refused),
+            (["call", where, "Vault.look"], eve, 80, "", "Unauthenticated: "),
+            (["call", where, "Vault.look"], {"PROTOFRAME_TOKEN": ""}, 80, "", refused),
+            (["call", where, "Vault.look", *nobody], {}, 2, "", "empty: a token is 16 to 1,024 characters"),
+            (["list", where, "--token-file", "nosuch"], {}, 2, "", "nosuch: No such file"),
+            (["list", where], {}, 80, "", refused),
+            (["ping", where], {}, 80, "", refused),
+            (["describe", where, "Vault.take", *bob], {}, 0, "    permissions  look, take\n", ""),
+        ]
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda case: pf(*case[0], **case[1]), cases))
+        for (words, _, status, out, err), done in zip(cases, answers, strict=True):
+            assert (done.returncode, done.stderr.count("\n")) == (status, status != 0), (words, done.stderr)
+            assert done.stdout.endswith(out)
+            assert bool(done.stdout) == bool(out)
+            assert err in done.stderr
+            for secret in (*secrets.values(), "not this line"):
+                assert secret not in done.stdout + done.stderr
+        line = f"pf call {' '.join(bob)} {where} Vault.ta"
+        completed = pf(_PF_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD="5")
+        assert completed.stdout == "plain,Vault.take\n"
+        running.wait_for_log(r"incoming Vault\.watch, .*\(ann\): ok.* items: 2")
+        assert running.terminate() == 0
+        for secret in secrets.values():
+            assert secret not in running.log
+        assert "0123456789abcdef" not in running.log
+
+
+def test_tokens_of_the_environment_hold_where_no_file_is_named(elsewhere: Path) -> None:
+    where = f"unix:{elsewhere / 'v.sock'}"
+    tokens = {"PROTOFRAME_TOKENS": "ann Ann-0123456789abcdef look; bob Bob-0123456789abcdef"}
+    arguments = ["pf-serve", "--protocol", "thatmodule:Vault", "--listen", where]
+    with server(elsewhere, *arguments, variables=tokens) as running:
+        assert pf("call", where, "Vault.look").returncode == 80
+        assert pf("call", where, "Vault.look", PROTOFRAME_TOKEN="Ann-0123456789abcdef").stdout == '"ann"\n'
+        assert pf("call", where, "Vault.look", PROTOFRAME_TOKEN="Bob-0123456789abcdef").returncode == 71
+        running.terminate()
+        assert "0123456789abcdef" not in running.log
+    # A Factory that asks who calls in its own way goes on to do so.
+    with server(elsewhere, "pf-serve", "--protocol", "thatmodule:guarded", "--listen", where, variables=tokens):
+        assert pf("list", where).returncode == 0
+        assert pf("call", where, "Vault.look").returncode == 80
+    empty = run_twistd("-n", *arguments, cwd=elsewhere, PROTOFRAME_TOKENS="")
+    assert (empty.returncode, empty.stderr.count("\n")) == (2, 1)
+    assert "$PROTOFRAME_TOKENS: there are no tokens in it" in empty.stderr
+
+
+def test_the_first_server_has_streams_to_call_and_to_read(tmp_path: Path) -> None:
+    where = f"unix:{tmp_path / 'u.sock'}"
+    (tmp_path / "lines").write_text('"one"\n"three"\n"seven"\n')
+    with server(tmp_path, "pf-upper", "--listen", where):
+        assert pf("call", where, "Speech.spell", "word=abc", "pause:=0.01").stdout == '"a"\n"b"\n"c"\n'
+        assert pf("call", where, "Speech.shout", f"lines@{tmp_path}/lines").stdout == '"ONE"\n"THREE"\n"SEVEN"\n'
+        assert pf("call", where, "Speech.longest", f"words@{tmp_path}/lines").stdout == '"three"\n'
+        assert pf("call", where, "Speech.longest", "words:=[]").stdout == "null\n"
 
 
 def test_twistd_lists_the_servers_and_their_version_is_ours(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ LONGEST_METADATA = 0xFFFF
 LONGEST_TEXT = 1024
 #: It is sent before the peer has said which frames it takes.
 LONGEST_HELLO = SMALLEST_FRAME - HEADER.size
+#: What it has room for beside the numbers.
+LONGEST_AGENT_AND_TOKEN = 1850
 
 
 class Kind(enum.IntEnum):

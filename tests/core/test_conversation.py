@@ -370,8 +370,8 @@ class Cancelling(Calls):
         for end in self.pair.ends:
             self.assertEqual((end.conversation.state, end.of(Ended)), (State.OPEN, []))
             self.assertEqual((end.conversation.pending, end.conversation.running), (0, 0))
-            self.assertEqual(len(end.conversation._assembler), 0)
-            self.assertEqual(end.conversation._assembler._octets, 0)
+            self.assertEqual(len(end.conversation.traffic.assembler), 0)
+            self.assertEqual(end.conversation.traffic.assembler._octets, 0)
             self.assertEqual(end.conversation.outbox._large_octets, 0)
 
     def test_while_it_waits_for_a_slot(self):
@@ -430,7 +430,7 @@ class Cancelling(Calls):
         self.caller.conversation.cancel(call_id)
         self.caller.look()
         self.assertTrue(self.failed(token, Cancelled))
-        self.assertEqual(self.caller.conversation._assembler._octets, 0)
+        self.assertEqual(self.caller.conversation.traffic.assembler._octets, 0)
         self.caller.send()
         self.pair.deliver(self.caller)
         self.server.send()

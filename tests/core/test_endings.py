@@ -275,7 +275,7 @@ class GoingAwayInOrder(SynchronousTestCase):
         self.pair.settle()
         self.assertIsInstance(self.caller.outcome(first), ResponseReceived)
         self.assertEqual([end.of(Drained) for end in self.pair.ends], [[Drained()]] * 2)
-        self.assertEqual(len(self.server.conversation._assembler), 0)
+        self.assertEqual(len(self.server.conversation.traffic.assembler), 0)
 
     def test_a_request_that_was_overtaken_and_then_missed_the_goaway_is_refused(self):
         # Call 1 is large, and the first frame of call 3 goes first: GOAWAY then promises an answer to call 1 too.

@@ -179,7 +179,7 @@ class Cancels(Case):
                 self.assertIsInstance(pair.initiator.outcome(token).error, DeadlineExceeded)
             pair.settle()
             pair.advance(0.5)
-            for call_id in sorted(pair.acceptor.conversation._incoming):
+            for call_id in sorted(pair.acceptor.conversation._incoming.running):
                 pair.acceptor.conversation.refuse(call_id, ErrorBody(4, "DeadlineExceeded", ""))
             pair.settle()
             pair.initiator.events.clear()
@@ -255,7 +255,7 @@ class Cancels(Case):
     def test_a_large_request_that_is_refused_and_stopped_does_not_count(self):
         limits = Limits(max_frame=2048, max_calls=10, cancel_burst=20)
         pair = Pair(limits, limits)
-        pair.acceptor.conversation._max_arguments = lambda method: 3000
+        pair.acceptor.conversation._incoming._max_arguments = lambda method: 3000
         for _ in range(60):
             _, token = pair.initiator.call(bytes(9000))
             pair.initiator.send(1)
@@ -367,7 +367,7 @@ class Oneway(Case):
             conversation = end.conversation
             self.assertEqual((conversation.state, end.of(Ended)), (State.OPEN, []))
             self.assertEqual((conversation.pending, conversation.running), (0, 0))
-            self.assertEqual((len(conversation._assembler), conversation._oneway), (0, set()))
+            self.assertEqual((len(conversation.traffic.assembler), conversation._incoming._oneway), (0, set()))
 
     def test_nothing_is_answered_whatever_the_handler_says(self):
         for answer in (
@@ -389,7 +389,7 @@ class Oneway(Case):
     def test_it_takes_no_slot_at_the_caller_and_does_not_wait_for_one(self):
         tokens = [self.caller.call()[1] for _ in range(7)]
         self.caller.call(flags=ONEWAY)
-        self.assertEqual(len(self.caller.conversation._waiting), 4)
+        self.assertEqual(len(self.caller.conversation._outgoing.waiting), 4)
         self.caller.send()
         self.assertEqual([one[:3] for one in cut(bytes(self.caller.link))][-1], (REQUEST, ONEWAY, 15))
         self.assertEqual(len(tokens), 7)

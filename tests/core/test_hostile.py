@@ -59,9 +59,9 @@ class Hostile(SynchronousTestCase):
         ended = end.of(Ended)
         self.assertLessEqual(len(ended), 1)
         self.assertEqual(conversation.state is State.CLOSED, bool(ended))
-        self.assertLessEqual(conversation._assembler._octets, SMALL.max_unfinished + SLACK)
+        self.assertLessEqual(conversation.traffic.assembler._octets, SMALL.max_unfinished + SLACK)
         self.assertLessEqual(conversation.running, SMALL.max_calls)
-        self.assertLessEqual(len(conversation._assembler), 2 * SMALL.max_calls + 2)
+        self.assertLessEqual(len(conversation.traffic.assembler), 2 * SMALL.max_calls + 2)
         self.assertLess(len(end.reader._held), SMALL.max_frame)
         if ended:
             error = ended[0].error
@@ -172,7 +172,7 @@ class Hostile(SynchronousTestCase):
         self.check(end)
         self.assertEqual(end.conversation.state, State.OPEN)
         self.assertLess(len(end.conversation._deadlines), 200)
-        self.assertEqual(len(end.conversation._suspended), 0)
+        self.assertEqual(len(end.conversation._incoming._suspended), 0)
 
     def test_a_hello_after_any_frames_that_are_skipped_still_opens(self):
         end = Pair(SMALL, SMALL, opened=False).acceptor

@@ -133,7 +133,7 @@ class Walk:
             assert conversation.pending == conversation.running == 0, "a call was never answered"
             assert not conversation.outbox
             assert conversation.outbox._large_octets == 0
-            assert len(conversation._assembler) == conversation._assembler._octets == 0
+            assert len(conversation.traffic.assembler) == conversation.traffic.assembler._octets == 0
 
 
 def walk(seed):

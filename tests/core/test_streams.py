@@ -140,23 +140,23 @@ def check_whole(pair):
     for end in pair.ends:
         conversation, sender = end.conversation, pair.other(end).conversation
         assert conversation.pending == conversation.running == 0
-        assert len(conversation._assembler) == conversation._assembler._octets == 0
+        assert len(conversation.traffic.assembler) == conversation.traffic.assembler._octets == 0
         assert not conversation.outbox
         assert not conversation.outbox.cut
         assert conversation.outbox._large_octets == conversation.outbox._waiting_octets == 0
         for state in (
-            conversation._granted.streams,
-            conversation._credit.streams,
-            conversation._streaming,
-            conversation._oneway,
-            conversation._suspended,
-            conversation._waiting,
-            conversation._incoming,
-            conversation._outgoing,
+            conversation.traffic.granted.streams,
+            conversation.traffic.credit.streams,
+            conversation._incoming.streaming,
+            conversation._incoming._oneway,
+            conversation._incoming._suspended,
+            conversation._outgoing.waiting,
+            conversation._incoming.running,
+            conversation._outgoing.pending,
         ):
             assert not state, state
-        window = conversation._granted._connection
-        assert window.left == sender._credit.connection, "an end believes in other credit than the other"
+        window = conversation.traffic.granted._connection
+        assert window.left == sender.traffic.credit.connection, "an end believes in other credit than the other"
         assert window.left + window.returned == end.limits.connection_credit, "credit leaked"
         # What is kept back until it is worth a frame is less than what is left: it holds nobody up.
         assert window.returned < window.left
@@ -359,18 +359,18 @@ class Conversations(Case):
             self.call(0)
         self.server.conversation.respond(1, b"")
         # The slot that this answer frees is taken by another call before the caller's next one arrives.
-        self.server.conversation._incoming.add(1)
+        self.server.conversation._incoming.running.add(1)
         self.pair.settle()
         call_id, token = self.caller.call(flags=ITEMS)
         self.send(self.caller, call_id, "a")
         self.send(self.caller, call_id, "b", size=3000)
         self.caller.send()
         self.caller.conversation.end_items(call_id)
-        self.server.conversation._incoming.add(1)
+        self.server.conversation._incoming.running.add(1)
         self.pair.settle()
         self.assertEqual(self.caller.outcome(token).body.name, "TooManyCalls")
         self.assertEqual(self.server.of(ItemsReceived), [])
-        self.server.conversation._incoming.discard(1)
+        self.server.conversation._incoming.running.discard(1)
         for open_id in (3, 5):
             self.server.conversation.respond(open_id, b"")
         self.finish()
@@ -425,7 +425,7 @@ class CreditOfStreams(Case):
             other = self.pair.other(end)
             # 1,002 octets of message and 32 for the item.
             self.assertEqual(self.fill(end, call_id), 4)
-            self.assertEqual(end.conversation._credit.left(call_id), 4096 - 4 * 1034)
+            self.assertEqual(end.conversation.traffic.credit.left(call_id), 4096 - 4 * 1034)
             self.assertRaises(LocalProtocolError, self.send, end, call_id, "x")
             first, *_ = other.of(ItemsReceived)
             self.assertEqual(first.cost, 1034)
@@ -466,8 +466,8 @@ class CreditOfStreams(Case):
         one, _ = self.call(STREAM)
         other, _ = self.call(STREAM)
         self.assertEqual((self.fill(self.server, one), self.fill(self.server, other)), (4, 2))
-        self.assertLessEqual(self.server.conversation._credit.connection, 0)
-        self.assertGreater(self.server.conversation._credit.streams[other], 0)
+        self.assertLessEqual(self.server.conversation.traffic.credit.connection, 0)
+        self.assertGreater(self.server.conversation.traffic.credit.streams[other], 0)
         self.server.events.clear()
         self.take(self.caller)
         self.pair.settle()
@@ -496,7 +496,7 @@ class CreditOfStreams(Case):
         self.take(self.caller)
         self.send(self.server, slow, "x", size=3900)
         self.pair.settle()
-        self.assertLessEqual(self.caller.conversation._granted.streams[slow].left, 4096 - 3900)
+        self.assertLessEqual(self.caller.conversation.traffic.granted.streams[slow].left, 4096 - 3900)
         self.assertGreater(self.server.conversation.room(fast), 0)
 
     def test_an_item_costs_its_message_and_32_octets_each(self):
@@ -535,7 +535,7 @@ class CreditOfStreams(Case):
         self.send(self.server, call_id, "x", size=5900)
         self.server.send(1)
         self.pair.deliver(self.server)
-        self.assertEqual(self.caller.conversation._granted.streams[call_id].left, 4096 - 5934)
+        self.assertEqual(self.caller.conversation.traffic.granted.streams[call_id].left, 4096 - 5934)
         self.assertEqual(self.caller.of(ItemsReceived), [])
         self.caller.receive(frame(ITEM, 0, 1, item_message()))
         self.assertIsInstance(self.caller.ended.error, RemoteProtocolError)
@@ -668,7 +668,7 @@ class CreditOfStreams(Case):
         self.pair.deliver(self.caller)
         self.caller.send()
         self.server.conversation.respond(call_id, b"early")
-        self.assertEqual(self.server.conversation._assembler._octets, 0)
+        self.assertEqual(self.server.conversation.traffic.assembler._octets, 0)
         self.pair.settle()
         self.assertEqual(self.server.of(ItemsReceived), [])
         self.finish()
@@ -677,14 +677,14 @@ class CreditOfStreams(Case):
     def test_credit_for_streams_that_are_not_there_is_ignored(self):
         call_id, _ = self.call(ITEMS)
         self.caller.conversation.end_items(call_id)
-        before = self.caller.conversation._credit.connection
+        before = self.caller.conversation.traffic.credit.connection
         for one in (call_id, 99, 2, 4):
             self.caller.receive(frame(CREDIT, 0, one, struct.pack("!I", 0x7FFFFFFF)))
-        self.assertEqual((self.caller.conversation._credit.connection, self.caller.of(Ended)), (before, []))
+        self.assertEqual((self.caller.conversation.traffic.credit.connection, self.caller.of(Ended)), (before, []))
 
     def test_an_item_that_is_too_large_for_its_caller_fails_the_call_at_its_first_frame(self):
         end = opened(dataclasses.replace(TIGHT, max_frame=65536), settings=STREAMING)
-        end.conversation._max_result = lambda token: 3000
+        end.conversation._outgoing._max_result = lambda token: 3000
         _, token = end.call(flags=STREAM)
         end.receive(frame(ITEM, MORE, 2, struct.pack("!I", 3007) + item_message()))
         self.assertEqual(end.outcomes(token), [])
@@ -696,7 +696,7 @@ class CreditOfStreams(Case):
         self.assertIsInstance(error, MessageTooLarge)
         self.assertTrue(error.may_have_run)
         self.assertIn((CANCEL, 0, 2), self.frames(end))
-        window = end.conversation._granted._connection
+        window = end.conversation.traffic.granted._connection
         self.assertEqual(window.left + window.returned, 6144)
         # Its rest is skipped, and so is what follows.
         end.receive(frame(CHUNK, 0, 2, bytes(3008 - 102)) + frame(ITEM, 0, 2, item_message()) + frame(END, 0, 2))
@@ -985,7 +985,7 @@ class RuleBreaks(SynchronousTestCase):
     def test_what_is_late_needs_credit_all_the_same(self):
         end = self.allowed(asked(ITEMS))
         end.conversation.respond(1, b"")
-        end.conversation._granted._connection.left = 0
+        end.conversation.traffic.granted._connection.left = 0
         end.receive(frame(ITEM, 0, 1, item_message()))
         self.assertIs(type(end.ended.error), CreditExceeded)
 
@@ -1026,7 +1026,7 @@ class StreamWalk:
 
     def check(self, end):
         """What must hold at any time."""
-        granted = end.conversation._granted
+        granted = end.conversation.traffic.granted
         largest = cost_of(6007, 1)
         for size, windows in (
             (TIGHT.connection_credit, [granted._connection]),
@@ -1037,13 +1037,13 @@ class StreamWalk:
         assert sum(event.cost for event in self.held[end]) < TIGHT.connection_credit + largest
 
     def call(self, end, flags, timeout):
-        if end.conversation._calls and len(end.conversation._waiting) < TIGHT.max_waiting:
+        if end.conversation._outgoing.is_open and len(end.conversation._outgoing.waiting) < TIGHT.max_waiting:
             call_id, token = end.call(bytes(3000 if flags & MORE else 1), timeout, flags=flags & ~MORE)
             self.calls[end][call_id] = token
 
     def streams(self, end):
         """The streams that an end may send on now."""
-        return [one for one in sorted(end.conversation._credit.streams) if end.conversation.room(one)]
+        return [one for one in sorted(end.conversation.traffic.credit.streams) if end.conversation.room(one)]
 
     def items(self, end, pick, size):
         ready = self.streams(end)
@@ -1058,8 +1058,8 @@ class StreamWalk:
 
     def end_items(self, end, pick):
         # One whose message is on the way cannot end yet.
-        busy = {*end.conversation.outbox.cut, *end.conversation._waiting}
-        ready = [one for one in sorted(end.conversation._credit.streams) if one not in busy]
+        busy = {*end.conversation.outbox.cut, *end.conversation._outgoing.waiting}
+        ready = [one for one in sorted(end.conversation.traffic.credit.streams) if one not in busy]
         if ready:
             call_id = ready[pick % len(ready)]
             end.conversation.end_items(call_id)
@@ -1079,7 +1079,7 @@ class StreamWalk:
             del self.running[end][call_id]
 
     def cancel(self, end, pick):
-        ids = sorted(end.conversation._outgoing)
+        ids = sorted(end.conversation._outgoing.pending)
         if ids:
             end.conversation.cancel(ids[pick % len(ids)])
 
