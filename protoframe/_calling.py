@@ -140,14 +140,19 @@ class PendingCall(msgspec.Struct):
 
     def succeed(self, result: Any) -> None:
         """The call has its result."""
-        if self.around is NOWHERE:
+        if self.deferred.called:
+            # Cancelled by the callback of another call, which had its outcome in the same turn.
+            pass
+        elif self.around is NOWHERE:
             self.deferred.callback(result)
         else:
             fire_in(self.around, self.deferred.callback, result)
 
     def fail(self, error: BaseException) -> None:
         """The call has none."""
-        if self.around is NOWHERE:
+        if self.deferred.called:
+            pass
+        elif self.around is NOWHERE:
             self.deferred.errback(error)
         else:
             fire_in(self.around, self.deferred.errback, error)
@@ -329,6 +334,9 @@ class Caller:
 
         :raises Error: it cannot be made.
         """
+        if self._inlets.left:
+            # What was left before this call was made is told before it, too.
+            self._inlets.settle()
         options = method.options
         if options.max_size is not None and len(arguments) > options.max_size:
             text = f"the arguments are {len(arguments)} bytes, and max_size is {options.max_size}"
@@ -350,10 +358,13 @@ class Caller:
         return call_id
 
     def _cancel(self, deferred: Deferred[Any]) -> None:
-        # `CallFailed` fires the Deferred.
+        # `CallFailed` fires the Deferred, unless the call has an outcome by now that is about to be told.
         call_id: int = deferred.call_id  # type: ignore[attr-defined]
-        self._conversation.cancel(call_id, CallCancelled("cancelled by the caller"))
+        cancelled = CallCancelled("cancelled by the caller")
+        self._conversation.cancel(call_id, cancelled)
         self._settle()
+        if not deferred.called:
+            deferred.errback(cancelled)
 
     # What becomes of them.
 

@@ -11,9 +11,11 @@ import math
 import secrets
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -551,7 +553,10 @@ class Connection:
         self._made = True
         if self._authenticator is None:
             certificate = self._carrier.certificate()
-            self._server.identity = certificate_identity(certificate) if certificate is not None else None
+            if certificate is not None:
+                # One that has no name is nobody's.
+                with suppress(Unauthenticated):
+                    self._server.identity = certificate_identity(certificate)
         for protocol in self.protocols:
             try:
                 protocol.connectionMade()
@@ -644,10 +649,10 @@ def _where(address: Any) -> str:
     host = getattr(address, "host", None)
     if host is not None:
         return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
-    name = getattr(address, "name", None)
-    return (
-        repr(address) if name is None else f"unix:{name.decode(errors='replace') if isinstance(name, bytes) else name}"
-    )
+    if isinstance(address, UNIXAddress):
+        name = address.name
+        return f"unix:{name.decode(errors='replace')}" if name else "unix"
+    return repr(address)
 
 
 def _reason(reason: Failure) -> str:

@@ -73,7 +73,7 @@ def listen(reactor: Any, where: str | IStreamServerEndpoint, factory: Any) -> De
     """Serves a `Factory`.
 
     :param where: a Twisted server endpoint string, such as ``tcp:12000``, ``tcp6:12000``, ``unix:/run/x.sock`` or
-        ``ssl:12000:privateKey=key.pem:certKey=cert.pem``; or an endpoint.
+        ``tls:12000:privateKey=key.pem:certKey=cert.pem``; or an endpoint.
     :return: fires with the listening port; ``port.stopListening()`` ends it, ``port.getHost()`` tells its address.
 
     :raises TypeError: the factory is none, or ``where`` is neither a string nor an endpoint.

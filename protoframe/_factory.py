@@ -111,8 +111,8 @@ class Factory(TwistedFactory):
 
     @property
     def connections(self) -> AbstractSet[Connection]:
-        """The connections that are open now."""
-        return frozenset(self._connections)
+        """The connections that are open now: of peers that have greeted, and were let in."""
+        return frozenset(connection for connection in self._connections if connection.is_open)
 
     @property
     def methods(self) -> list[Method]:

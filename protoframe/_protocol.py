@@ -126,7 +126,8 @@ def request(
     without serving it.
 
     A result annotated as `AsyncIterator` is a stream: the method is an async generator, or returns an async iterator,
-    and is called in ``async for``.  One parameter may be an `AsyncIterator` too, which the caller sends.
+    and is called in ``async for``.  One parameter may be an `AsyncIterator` too, which the caller sends.  A declaration
+    of a stream without a body uses ``def``, not ``async def``: ``def steps(self) -> AsyncIterator[str]: ...``
 
     :param idempotent: running it twice does what running it once does, so a retry is safe.
     :param timeout: seconds that a call may take where its caller sets no deadline; without it that is
@@ -135,7 +136,8 @@ def request(
     :param max_size: bytes that the encoded arguments, the encoded result, and each item of a stream, may have; at most,
         and by default, what `Limits.max_message` of both ends allows.
     :param oneway: the caller wants no answer, and the call may get lost: when the connection is lost, or where too many
-        calls run already.  The result is ``None``.
+        calls run already.  The result is ``None``; awaiting it waits until the call is on its way, which a peer that
+        does not read holds up.
     :param permission: what the peer's `Identity` must be permitted; that of the Protocol is asked for as well.
     :raises TypeError: ``raises`` holds something that is no `Error` class, or two of one name, or a oneway request has
         any.

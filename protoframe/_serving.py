@@ -15,7 +15,7 @@ from types import CoroutineType
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,6 +32,7 @@ from protoframe.core.state import State
 from protoframe.errors import (
     BY_NAME,
     Cancelled,
+    ConnectionLost,
     DeadlineExceeded,
     Error,
     FailedPrecondition,
@@ -54,6 +55,9 @@ _log = Logger(namespace="protoframe.server")
 MethodTable = Mapping[bytes, tuple[Method, int]]
 
 _CLOSED = State.CLOSED
+
+#: Seconds by which a deadline passes earlier at the next hop, for it is rounded down on the way.
+_ROUNDING = 0.005
 _JSON = int(Flag.JSON)
 _ITEMS = int(Flag.ITEMS)
 _STREAM = int(Flag.STREAM)
@@ -193,7 +197,7 @@ class Server:
             return
         except Exception as error:
             # A type of the user's that fails in a way of its own, in ``__post_init__``, say.
-            self._handler_failed(event.call_id, method, error, event.flags)
+            self._handler_failed(event.call_id, method, error, event.flags, event.deadline)
             return
         context = copy_context()
         context.run(self._begin, context, event, method, self._protocols[index], arguments, received)
@@ -229,9 +233,9 @@ class Server:
                 self._run(context, event, method).follow(result)
                 return
         except BaseException as error:
-            self._handler_failed(event.call_id, method, error, event.flags)
+            self._handler_failed(event.call_id, method, error, event.flags, event.deadline)
         else:
-            self._handler_returned(event.call_id, method, result, event.flags)
+            self._handler_returned(event.call_id, method, result, event.flags, event.deadline)
 
     def _run(
         self,
@@ -255,9 +259,9 @@ class Server:
                 body = ErrorBody(verdict.status, verdict.type_name, verdict.message)
                 self._conversation.refuse(call_id, body)
             elif error is not None:
-                self._handler_failed(call_id, method, error, flags)
+                self._handler_failed(call_id, method, error, flags, event.deadline)
             elif outlet is None:
-                self._handler_returned(call_id, method, result, flags)
+                self._handler_returned(call_id, method, result, flags, event.deadline)
             elif self._conversation.state is not _CLOSED:
                 self._conversation.end_items(call_id)
                 self._forget(call_id, flags)
@@ -345,7 +349,7 @@ class Server:
 
     # Outcomes.
 
-    def _handler_returned(self, call_id: int, method: Method, result: Any, flags: int) -> None:
+    def _handler_returned(self, call_id: int, method: Method, result: Any, flags: int, deadline: float) -> None:
         if self._conversation.state is _CLOSED:
             return
         self._forget(call_id, flags)
@@ -360,12 +364,13 @@ class Server:
             _log.error("{method}: {error}", method=method.full_name, error=error.message)
             self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
         except Exception as error:
-            self._handler_failed(call_id, method, error, flags)
+            self._handler_failed(call_id, method, error, flags, deadline)
 
-    def _handler_failed(self, call_id: int, method: Method, error: BaseException, flags: int) -> None:
+    def _handler_failed(self, call_id: int, method: Method, error: BaseException, flags: int, deadline: float) -> None:
         if self._conversation.state is _CLOSED:
-            # Nobody waits for the answer; what went wrong is still worth a line.
-            self._log_failure(method, error, "")
+            # Nobody waits for the answer; what went wrong is still worth a line, unless it is this very end.
+            if not isinstance(error, ConnectionLost | CancelledError):
+                self._log_failure(method, error, "")
             return
         self._forget(call_id, flags)
         json = flags & _JSON != 0
@@ -375,6 +380,11 @@ class Server:
             self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
             return
         declared = method.error_for(error)
+        if declared is None and isinstance(error, DeadlineExceeded) and deadline - self._clock() < _ROUNDING:
+            # The call's own, which a call that the handler made has seen first.
+            body = ErrorBody(Status.DEADLINE_EXCEEDED, DeadlineExceeded.__name__, "the deadline passed in a call below")
+            self._conversation.refuse(call_id, body)
+            return
         if declared is not None and isinstance(error, Error):
             try:
                 detail = declared.encode(error, json) if declared.fields.__struct_fields__ else b""

@@ -58,9 +58,10 @@ class IInterceptor(Interface):
     def intercept(call: InterceptedCall, proceed: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:  # noqa: N805 - zope
         """The result of the call: a coroutine, or a Deferred.
 
-        It may raise an `Error` before it proceeds, and so refuse the call; surround ``proceed()`` with
-        ``with timeout(...)`` or ``with metadata(...)``; look at the result, and give another in its place.  A result
-        that it has and gives to nobody, an async iterator too, it closes itself.
+        It may raise an `Error` before it proceeds, and so refuse the call: one of protoframe's own classes reaches the
+        caller as it is.  Calls of `protoframe.reflection.Reflection` go through it too.  It may surround ``proceed()``
+        with ``with timeout(...)`` or ``with metadata(...)``; look at the result, and give another in its place.  A
+        result that it has and gives to nobody, an async iterator too, it closes itself.
 
         :param call: what is called.
         :param proceed: goes on with the call, once at most; gives an awaitable of the result, which is an async

@@ -444,10 +444,10 @@ def ended(process: subprocess.Popen[bytes]) -> Done:
 
 class TestStreams:
     def test_items_are_lines_in_their_order(self, server: Server) -> None:
-        done = pf("call", server.tcp, "Desk.numbers", "count:=5000")
-        assert done == Done(0, "".join(f"{number}\n" for number in range(5000)), "")
-        assert pf("call", server.where["mute"], "Desk.numbers", "count:=2") == Done(0, "0\n1\n", "")
-        assert pf("call", server.tcp, "Desk.numbers", "count:=0") == Done(0, "", "")
+        wheres = {5000: server.tcp, 2: server.where["mute"], 0: server.tcp}
+        commands = [["call", where, "Desk.numbers", f"count:={count}"] for count, where in wheres.items()]
+        for count, done in zip(wheres, pf_each(commands), strict=True):
+            assert done == Done(0, "".join(f"{number}\n" for number in range(count)), "")
 
     def test_items_are_written_as_they_come_and_an_interrupt_leaves_the_stream(self, server: Server) -> None:
         with started("call", server.tcp, "Desk.drip") as process:
@@ -485,14 +485,23 @@ class TestStreams:
         file, items_file = tmp_path / "numbers", tmp_path / "items"
         file.write_text("1\n\n 2 \r\n" + "3\n" * 20_000 + "4")
         items_file.write_text('{"name": "pen"}\n{"name": "ink"}\n')
-        assert result(pf("call", server.tcp, "Desk.add", f"numbers@{file}", "to:=10")) == 60_017
+        added, empty, repeated = pf_each(
+            [
+                ["call", server.tcp, "Desk.add", f"numbers@{file}", "to:=10"],
+                ["call", server.tcp, "Desk.add", "numbers@-"],
+                ["call", server.tcp, "Desk.repeat", f"items@{items_file}"],
+            ]
+        )
+        assert (result(added), result(empty)) == (60_017, 0)
+        assert repeated.out == '"pen"\n"ink"\n'
         assert result(pf("call", server.tcp, "Desk.add", "numbers@-", stdin=file.read_bytes())) == 60_007
-        assert result(pf("call", server.tcp, "Desk.add", "numbers@-", stdin=b"")) == 0
-        assert pf("call", server.tcp, "Desk.repeat", f"items@{items_file}").out == '"pen"\n"ink"\n'
 
     def test_elements_of_an_array_are_sent_as_items(self, server: Server) -> None:
-        assert result(pf("call", server.tcp, "Desk.add", "numbers:=[1, 2]")) == 3
-        assert "try: numbers@FILE" in error_line(pf("call", server.tcp, "Desk.add", "numbers=1", "to@-"), 2)
+        given, refused = pf_each(
+            ["call", server.tcp, "Desk.add", *more] for more in (["numbers:=[1, 2]"], ["numbers=1", "to@-"])
+        )
+        assert result(given) == 3
+        assert "try: numbers@FILE" in error_line(refused, 2)
 
     def test_standard_input_is_read_as_it_comes(self, server: Server) -> None:
         with started("call", server.tcp, "Desk.repeat", "items@-", stdin=subprocess.PIPE) as process:
@@ -526,8 +535,9 @@ class TestStreams:
         self, server: Server, tmp_path: Path
     ) -> None:
         (tmp_path / "numbers").write_text("1\n")
-        for argument in (f"numbers@{tmp_path}/numbers", "numbers:=[1]"):
-            line = error_line(pf("call", server.where["mute"], "Desk.add", argument), 73)
+        words = [f"numbers@{tmp_path}/numbers", "numbers:=[1]"]
+        for done in pf_each(["call", server.where["mute"], "Desk.add", word] for word in words):
+            line = error_line(done, 73)
             assert "takes a stream (numbers)" in line
             assert "describe themselves" in line
 

@@ -103,7 +103,7 @@ class ServerSide(SynchronousTestCase):
         assert built is not None
         self.carrier = built
         self.carrier.makeConnection(self.transport)
-        (self.connection,) = self.factory.connections
+        (self.connection,) = self.factory._connections
         self.worker: Any = self.connection.protocols[0]
 
     def greet(self) -> None:

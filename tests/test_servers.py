@@ -316,6 +316,12 @@ def test_a_daemon_starts_serves_and_ends(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def pf_each(commands: list[tuple[list[str], dict[str, str]]]) -> list[subprocess.CompletedProcess[str]]:
+    """Several at a time, each with what is in its environment: most of what one costs is the start of an interpreter."""
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(lambda command: pf(*command[0], **command[1]), commands))
+
+
 def test_tokens_say_who_calls_and_what_they_may_do(elsewhere: Path) -> None:
     secrets = {"ann": "Ann-0123456789abcdef", "bob": "Bob-0123456789abcdef", "eve": "Eve-0123456789abcdef"}
     lines = [f"ann {secrets['ann']} look take", f"bob {secrets['bob']} look  # no more"]
@@ -344,8 +350,7 @@ def test_tokens_say_who_calls_and_what_they_may_do(elsewhere: Path) -> None:
             (["ping", where], {}, 80, "", refused),
             (["describe", where, "Vault.take", *bob], {}, 0, "    permissions  look, take\n", ""),
         ]
-        with ThreadPoolExecutor(4) as pool:
-            answers = list(pool.map(lambda case: pf(*case[0], **case[1]), cases))
+        answers = pf_each([(words, variables) for words, variables, *_ in cases])
         for (words, _, status, out, err), done in zip(cases, answers, strict=True):
             assert (done.returncode, done.stderr.count("\n")) == (status, status != 0), (words, done.stderr)
             assert done.stdout.endswith(out)
@@ -368,15 +373,15 @@ def test_tokens_of_the_environment_hold_where_no_file_is_named(elsewhere: Path) 
     tokens = {"PROTOFRAME_TOKENS": "ann Ann-0123456789abcdef look; bob Bob-0123456789abcdef"}
     arguments = ["pf-serve", "--protocol", "thatmodule:Vault", "--listen", where]
     with server(elsewhere, *arguments, variables=tokens) as running:
-        assert pf("call", where, "Vault.look").returncode == 80
-        assert pf("call", where, "Vault.look", PROTOFRAME_TOKEN="Ann-0123456789abcdef").stdout == '"ann"\n'
-        assert pf("call", where, "Vault.look", PROTOFRAME_TOKEN="Bob-0123456789abcdef").returncode == 71
+        tokens_sent = [{}, {"PROTOFRAME_TOKEN": "Ann-0123456789abcdef"}, {"PROTOFRAME_TOKEN": "Bob-0123456789abcdef"}]
+        answers = pf_each([(["call", where, "Vault.look"], sent) for sent in tokens_sent])
+        assert [(done.returncode, done.stdout) for done in answers] == [(80, ""), (0, '"ann"\n'), (71, "")]
         running.terminate()
         assert "0123456789abcdef" not in running.log
     # A Factory that asks who calls in its own way goes on to do so.
     with server(elsewhere, "pf-serve", "--protocol", "thatmodule:guarded", "--listen", where, variables=tokens):
-        assert pf("list", where).returncode == 0
-        assert pf("call", where, "Vault.look").returncode == 80
+        answers = pf_each([(["list", where], {}), (["call", where, "Vault.look"], {})])
+        assert [done.returncode for done in answers] == [0, 80]
     empty = run_twistd("-n", *arguments, cwd=elsewhere, PROTOFRAME_TOKENS="")
     assert (empty.returncode, empty.stderr.count("\n")) == (2, 1)
     assert "$PROTOFRAME_TOKENS: there are no tokens in it" in empty.stderr
@@ -386,10 +391,14 @@ def test_the_first_server_has_streams_to_call_and_to_read(tmp_path: Path) -> Non
     where = f"unix:{tmp_path / 'u.sock'}"
     (tmp_path / "lines").write_text('"one"\n"three"\n"seven"\n')
     with server(tmp_path, "pf-upper", "--listen", where):
-        assert pf("call", where, "Speech.spell", "word=abc", "pause:=0.01").stdout == '"a"\n"b"\n"c"\n'
-        assert pf("call", where, "Speech.shout", f"lines@{tmp_path}/lines").stdout == '"ONE"\n"THREE"\n"SEVEN"\n'
-        assert pf("call", where, "Speech.longest", f"words@{tmp_path}/lines").stdout == '"three"\n'
-        assert pf("call", where, "Speech.longest", "words:=[]").stdout == "null\n"
+        cases = {
+            ("spell", "word=abc", "pause:=0.01"): '"a"\n"b"\n"c"\n',
+            ("shout", f"lines@{tmp_path}/lines"): '"ONE"\n"THREE"\n"SEVEN"\n',
+            ("longest", f"words@{tmp_path}/lines"): '"three"\n',
+            ("longest", "words:=[]"): "null\n",
+        }
+        answers = pf_each([(["call", where, f"Speech.{method}", *more], {}) for method, *more in cases])
+        assert [done.stdout for done in answers] == list(cases.values())
 
 
 def test_twistd_lists_the_servers_and_their_version_is_ours(tmp_path: Path) -> None:
