@@ -19,7 +19,7 @@ help:
 	@echo "make venv      an environment for development, in $(VENV)"
 	@echo "make test      all tests"
 	@echo "make quality   lint, format, types, documentation"
-	@echo "make bench     calls a second beside AMP and a raw echo"
+	@echo "make bench     calls a second beside AMP and a raw echo, items a second beside grpc.aio"
 	@echo "make docs      the documentation, in docs/_build/html"
 	@echo "make clean     remove what these made, environments included"
 
@@ -52,7 +52,9 @@ quality: $(INSTALLED)
 	$(MAKE) docs
 
 bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/calls.py
+	$(BIN)/python benchmarks/streams.py
 
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html

@@ -215,6 +215,22 @@ class Connection:
         self._close_timer: IDelayedCall | None = None
         self._drain_timer: IDelayedCall | None = None
         self._authenticating: Deferred[Any] | None = None
+        # What is done about each event but requests, which `_transmit` looks at itself.
+        self._reactions: Mapping[type, Callable[[Any], None]] = {
+            ResponseReceived: self.calls.answered,
+            ErrorReceived: self.calls.refused,
+            CallFailed: self.calls.failed,
+            RequestCancelled: self._server.cancel,
+            RequestDropped: self._server.drop,
+            ItemsReceived: self._inlets.receive,
+            EndReceived: self._stream_ended,
+            CreditReceived: self._outlets.credit_came,
+            PongReceived: self._ponged,
+            Greeted: self._greeted,
+            Opened: self._open,
+            Drained: self._drained,
+            Ended: self._ended,
+        }
         for protocol in protocols:
             # One that has served a conversation before had another peer then.
             protocol.__dict__.pop("_protoframe_peer", None)
@@ -391,13 +407,14 @@ class Connection:
             server = self._server
             serve = server.serve
             outlets = self._outlets
+            reactions = self._reactions
             rounds = 4 if len(outlets.ready) < 2 else 1
             while True:
                 while traffic.events:
                     for number, event in enumerate(conversation.poll_events(), 1):
                         try:
                             if type(event) is not RequestReceived:
-                                _REACTIONS[type(event)](self, event)
+                                reactions[type(event)](event)
                             elif conversation.state is _CLOSED:
                                 # What came after it ended the conversation.
                                 pass
@@ -438,14 +455,11 @@ class Connection:
                     rounds -= 1
                     outlets.go_on()
                     continue
+                if not self._is_drained:
+                    break
                 if outbox:
                     continue
-                if (
-                    not self._is_drained
-                    or conversation.state is _CLOSED
-                    or conversation.running
-                    or conversation.pending
-                ):
+                if conversation.state is _CLOSED or conversation.running or conversation.pending:
                     break
                 conversation.end(None)
             if conversation.state is _CLOSED:
@@ -456,14 +470,14 @@ class Connection:
                     self.wake_at(due)
         finally:
             self._busy = False
-        if self._inlets.left or (outlets.ready and outlets.may_go_on()):
+        if self._inlets.left or (outlets.ready and outlets.may_go_on()) or (outbox.frames and not self._paused):
             self._schedule()
 
     def _departed(self) -> None:
         """Large messages are sent: what comes after them in their streams may go."""
         departed, self._conversation.outbox.departed = self._conversation.outbox.departed, []
         for call_id in departed:
-            self._outlets.credit_came(call_id)
+            self._outlets.go_on_with(call_id)
 
     def _failed_to_react(self, event: Any) -> None:
         """An event met a fault of this package: nobody is left waiting for what it would have brought."""
@@ -585,19 +599,7 @@ class Connection:
             ping.timer.cancel()
             ping.deferred.callback(self._clock() - ping.sent)
 
-    def _cancelled(self, event: RequestCancelled) -> None:
-        self._server.cancel(event)
-
     # Calls of this end.
-
-    def _answered(self, event: ResponseReceived) -> None:
-        self.calls.answered(event)
-
-    def _refused(self, event: ErrorReceived) -> None:
-        self.calls.refused(event)
-
-    def _failed(self, event: CallFailed) -> None:
-        self.calls.failed(event)
 
     def _settle_now(self) -> None:
         """Fires what has its outcome at once: whoever cancels a Deferred expects it to have fired."""
@@ -608,41 +610,14 @@ class Connection:
 
     def _react(self) -> None:
         for event in self._conversation.poll_events():
-            _REACTIONS[type(event)](self, event)
+            self._reactions[type(event)](event)
 
     # Streams.
-
-    def _items_came(self, event: ItemsReceived) -> None:
-        self._inlets.receive(event)
 
     def _stream_ended(self, event: EndReceived) -> None:
         if event.token is not None:
             self.calls.ended(event)
         self._inlets.end(event.call_id)
-
-    def _credit_came(self, event: CreditReceived) -> None:
-        self._outlets.credit_came(event.call_id)
-
-    def _dropped(self, event: RequestDropped) -> None:
-        self._server.drop(event)
-
-
-#: What a connection does about each event but requests, which `Connection._transmit` looks at itself.
-_REACTIONS: Mapping[type, Callable[[Connection, Any], None]] = {
-    ResponseReceived: Connection._answered,
-    ErrorReceived: Connection._refused,
-    CallFailed: Connection._failed,
-    RequestCancelled: Connection._cancelled,
-    RequestDropped: Connection._dropped,
-    ItemsReceived: Connection._items_came,
-    EndReceived: Connection._stream_ended,
-    CreditReceived: Connection._credit_came,
-    PongReceived: Connection._ponged,
-    Greeted: Connection._greeted,
-    Opened: Connection._open,
-    Drained: Connection._drained,
-    Ended: Connection._ended,
-}
 
 
 def _where(address: Any) -> str:

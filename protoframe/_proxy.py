@@ -7,8 +7,10 @@ Knows a Protocol's methods, and what makes the calls of one end; to type checker
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
 
 from protoframe.core.schema import Method, encode_msgpack, methods_of
 
@@ -103,7 +105,35 @@ def _make(calls: Caller, method: Method, arguments: Any, sent: Any) -> Any:
 def _intercepted(calls: Caller, method: Method, arguments: Any, sent: Any) -> Any:
     """Makes a call as the interceptors of this end have it."""
     running = calls.make_intercepted(method, arguments, lambda: _make(calls, method, arguments, sent))
-    return running if method.items is None else _items_of(running)
+    return running if method.items is None else InterceptedStream(running)
+
+
+class InterceptedStream(AsyncIterator[Any]):
+    """A stream that interceptors give when they have proceeded.
+
+    :param running: fires with it.
+    """
+
+    def __init__(self, running: Deferred[Any]) -> None:
+        self._running = running
+        self._items = _items_of(running)
+
+    def __await__(self) -> Any:
+        # As a `Stream` can be awaited.
+        return self
+        yield
+
+    def __aiter__(self) -> AsyncIterator[Any]:  # noqa: PYI034 - it is not `self` that gives the items
+        return self._items
+
+    async def __anext__(self) -> Any:
+        return await anext(self._items)
+
+    async def aclose(self) -> None:
+        """Takes no more."""
+        await self._items.aclose()
+        self._running.cancel()
+        self._running.addCallbacks(lambda items: Deferred.fromCoroutine(_close(items)), lambda _: None)
 
 
 async def _items_of(running: Any) -> AsyncGenerator[Any, None]:
@@ -117,6 +147,10 @@ async def _items_of(running: Any) -> AsyncGenerator[Any, None]:
         async for item in items:
             yield item
     finally:
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            await close()
+        await _close(items)
+
+
+async def _close(items: Any) -> None:
+    close = getattr(items, "aclose", None)
+    if close is not None:
+        await close()

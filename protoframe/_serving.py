@@ -255,7 +255,7 @@ class Server:
             if verdict is not None and self._conversation.state is _CLOSED:
                 pass
             elif verdict is not None:
-                self._forget(call_id, flags)
+                self._forget(call_id)
                 body = ErrorBody(verdict.status, verdict.type_name, verdict.message)
                 self._conversation.refuse(call_id, body)
             elif error is not None:
@@ -264,7 +264,7 @@ class Server:
                 self._handler_returned(call_id, method, result, flags, event.deadline)
             elif self._conversation.state is not _CLOSED:
                 self._conversation.end_items(call_id)
-                self._forget(call_id, flags)
+                self._forget(call_id)
             self._wake()
 
         running = self._running[call_id] = RunningHandler(context, done, outlet.flush if outlet is not None else None)
@@ -308,10 +308,9 @@ class Server:
         self._streaming[event.call_id] = outlet
         self._run(context, event, method, outlet).start_inside(_send_stream(outlet, result))
 
-    def _forget(self, call_id: int, flags: int) -> None:
-        """The call is answered: nobody takes any more of what comes with it."""
-        if flags & _ITEMS:
-            self._inlets.fail(call_id, LocalProtocolError("the call is over, and so is the stream that came with it"))
+    def _forget(self, call_id: int) -> None:
+        """The call is answered: nobody takes any more of what comes with it, if anything does."""
+        self._inlets.fail(call_id, LocalProtocolError("the call is over, and so is the stream that came with it"))
 
     # What runs around a call.
 
@@ -352,7 +351,8 @@ class Server:
     def _handler_returned(self, call_id: int, method: Method, result: Any, flags: int, deadline: float) -> None:
         if self._conversation.state is _CLOSED:
             return
-        self._forget(call_id, flags)
+        if flags & _ITEMS:
+            self._forget(call_id)
         json = flags & _JSON
         try:
             octets = encode_json(result) if json else encode_msgpack(result)
@@ -372,7 +372,8 @@ class Server:
             if not isinstance(error, ConnectionLost | CancelledError):
                 self._log_failure(method, error, "")
             return
-        self._forget(call_id, flags)
+        if flags & _ITEMS:
+            self._forget(call_id)
         json = flags & _JSON != 0
         if isinstance(error, Error) and "_travels" in error.__dict__:
             if isinstance(error, MessageTooLarge):

@@ -16,7 +16,7 @@ import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 
 from protoframe.core.conversation import Conversation
-from protoframe.core.events import ItemsReceived
+from protoframe.core.events import CreditReceived, ItemsReceived
 from protoframe.core.frames import COUNT, HEADER, ITEM_OVERHEAD
 from protoframe.core.messages import BACKLOG
 from protoframe.core.state import State
@@ -83,8 +83,12 @@ class Outlets:
             self.ready.append(outlet)
             self.wake()
 
-    def credit_came(self, call_id: int) -> None:
-        """The peer takes more: of a stream, or (call id 0) of any."""
+    def credit_came(self, event: CreditReceived) -> None:
+        """The peer takes more."""
+        self.go_on_with(event.call_id)
+
+    def go_on_with(self, call_id: int) -> None:
+        """What held up a stream, or (call id 0) any, may be gone."""
         waiting = self._without_credit
         if not call_id:
             self._without_credit = {}

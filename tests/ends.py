@@ -74,7 +74,7 @@ def leftovers(connection: Connection) -> list[Any]:
         "outgoing": conversation._outgoing.pending,
         "waiting": conversation._outgoing.waiting,
         "incoming": conversation._incoming.running,
-        "suspended": conversation._incoming._suspended,
+        "suspended": conversation._incoming.suspended,
         "oneway": conversation._incoming._oneway,
         "streaming": conversation._incoming.streaming,
         "credit": conversation.traffic.credit.streams,
@@ -147,12 +147,13 @@ async def talk(
     limits: Limits | None = None,
     server_limits: Limits | None = None,
     serving: Any = None,
+    interceptors: Any = (),
     idle: bool = True,
 ) -> AsyncIterator[Talk]:
     """Both ends of a conversation; when the block is done nothing may be left of it, unless ``idle`` is false."""
     factory = Factory(protocol, limits=server_limits)
     async with served(factory=factory) as where:
-        connecting = connect(reactor, where, protocol, limits=limits, serving=serving)
+        connecting = connect(reactor, where, protocol, limits=limits, serving=serving, interceptors=interceptors)
         async with connecting as proxy:
             await until(lambda: any(connection.is_open for connection in factory.connections))
             (server,) = factory.connections

@@ -24,7 +24,17 @@ NOT_SOURCES = shutil.ignore_patterns(
 )
 
 #: What the modules of the public face name in `__all__` for other modules of the package alone.
-INTERNAL = {"AGENT", "Carrier", "Chain", "certificate_identity", "checked", "identify", "is_authenticator", "run", "status_of"}
+INTERNAL = {
+    "AGENT",
+    "Carrier",
+    "Chain",
+    "certificate_identity",
+    "checked",
+    "identify",
+    "is_authenticator",
+    "run",
+    "status_of",
+}
 
 
 def run(*command: str | Path, cwd: Path, status: int = 0) -> str:

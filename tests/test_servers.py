@@ -317,7 +317,7 @@ def test_a_daemon_starts_serves_and_ends(tmp_path: Path) -> None:
 
 
 def pf_each(commands: list[tuple[list[str], dict[str, str]]]) -> list[subprocess.CompletedProcess[str]]:
-    """Several at a time, each with what is in its environment: most of what one costs is the start of an interpreter."""
+    """Several at a time, each with its environment: most of what one costs is the start of an interpreter."""
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda command: pf(*command[0], **command[1]), commands))
 

@@ -16,6 +16,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from protoframe import (
     Cancelled,
@@ -35,6 +36,7 @@ from protoframe import (
     request,
     timeout,
 )
+from protoframe.interceptors import IInterceptor
 from tests.ends import Ends, Notes, becomes_idle, is_idle, leftovers, missing_credit, talk, until
 from tests.test_calls import failures, logged, served
 
@@ -257,6 +259,11 @@ class Streams(Protocol):
         return 7
 
     @request
+    async def keeps(self, numbers: AsyncIterator[int]) -> int:
+        self.kept = numbers
+        return await anext(numbers)
+
+    @request
     async def ignores(self, numbers: AsyncIterator[int]) -> int:
         self.notes.add("began")
         try:
@@ -361,6 +368,36 @@ async def test_a_stream_may_be_awaited_before_it_is_read_and_read_item_by_item()
         assert await read(stream) == [2]
         assert await anext(stream, "over") == "over"
         assert await read(await ends.proxy.from_plain(3)) == [0, 1, 2]
+
+
+@implementer(IInterceptor)
+class Passing:
+    async def intercept(self, call: Any, proceed: Any) -> Any:
+        return await proceed()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_may_be_awaited_where_interceptors_run_too() -> None:
+    async with talk(Streams, interceptors=[Passing()]) as ends:
+        assert await read(ends.proxy.numbers(3)) == [0, 1, 2]
+        await by_break(ends.proxy.endless())
+        await ends.served.notes.has("ended")
+        assert await read(await ends.proxy.numbers(3)) == [0, 1, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_wait_for_one_item_may_be_given_up_and_the_stream_goes_on() -> None:
+    async with talk(Streams) as ends:
+        stream = ends.proxy.hangs(1)
+        assert await anext(stream) == 0
+        waiting = start(anext(stream))
+        await turn()
+        waiting.cancel()
+        with pytest.raises(CancelledError):
+            await waiting
+        ends.served.gate.open()
+        assert await anext(stream) == 1
+        assert await read(stream) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -942,6 +979,17 @@ async def test_a_handler_that_never_looks_at_the_callers_stream_answers_all_the_
         await source.notes.has("ended")
         ends.served.gate.open()
         assert await call == 7
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_that_outlives_its_call_is_over() -> None:
+    async with talk(Streams) as ends:
+        source = Source(waits=True)
+        assert await ends.proxy.keeps(source.numbers()) == 1
+        await source.notes.has("ended")
+        with pytest.raises(LocalProtocolError, match="the call is over"):
+            await anext(ends.served.kept)
+        assert await read(ends.served.kept) == []
 
 
 @pytest.mark.parametrize("by_loop", [False, True])

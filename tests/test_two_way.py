@@ -18,8 +18,10 @@ from protoframe import (
     Error,
     Factory,
     Internal,
+    Limits,
     LocalProtocolError,
     Protocol,
+    TooManyCalls,
     UnknownMethod,
     connect,
     current_call,
@@ -27,7 +29,7 @@ from protoframe import (
     request,
     timeout,
 )
-from tests.ends import Notes, becomes_idle, leftovers, talk, until
+from tests.ends import Ends, Notes, becomes_idle, leftovers, talk, until
 from tests.test_calls import failures, logged, served  # noqa: F401 - a fixture
 
 
@@ -389,3 +391,118 @@ async def test_a_client_that_disappears_in_a_broadcast_fails_its_own_part_alone(
             call.cancel()  # type: ignore[attr-defined]
             with pytest.raises(Cancelled):
                 await call
+
+
+# Calls that want no answer.
+
+
+class Board(Protocol["Board"]):
+    def __init__(self) -> None:
+        self.notes = Notes()
+        self.seen: list[Any] = []
+
+    @request(oneway=True)
+    async def pin(self, text: str) -> None:
+        self.seen.append(text if len(text) < 100 else len(text))
+        self.notes.add("pinned")
+
+    @request(oneway=True)
+    async def hang(self) -> None:
+        self.notes.add("began")
+        try:
+            await Deferred()
+        finally:
+            self.notes.add("ended")
+
+    @request(oneway=True)
+    async def fails(self) -> None:
+        raise ValueError("the password is 12345")
+
+    @request(oneway=True)
+    async def gives(self) -> None:
+        return 3  # type: ignore[return-value]
+
+    @request
+    async def plus_one(self, number: int) -> int:
+        return number + 1
+
+    @request
+    async def pin_back(self, text: str) -> None:
+        await self.peer.pin(text)
+
+
+@pytest_twisted.ensureDeferred
+async def test_oneway_calls_arrive_whatever_their_size_and_in_either_direction() -> None:
+    client = Board()
+    async with talk(Board, serving=client) as ends:
+        assert await ends.proxy.pin("a") is None
+        await ends.proxy.pin("x" * 3_000_000)
+        await ends.served.notes.has("pinned", 2)
+        assert ends.served.seen == ["a", 3_000_000]
+        await gatherResults([ends.proxy.pin(str(number)) for number in range(900)])
+        await ends.served.notes.has("pinned", 902)
+        assert ends.served.seen[2:] == [str(number) for number in range(900)]
+        await ends.proxy.pin_back("b")
+        await client.notes.has("pinned")
+        assert client.seen == ["b"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_oneway_call_that_fails_is_in_the_log_of_who_serves_it_and_nowhere_else(
+    logged: list[Any],  # noqa: F811
+) -> None:
+    async with talk(Board) as ends:
+        await ends.proxy.fails()
+        await ends.proxy.gives()
+        assert await ends.proxy.plus_one(1) == 2
+        (event,) = failures(logged)
+        assert event["method"] == "Board.fails"
+
+
+@pytest_twisted.ensureDeferred
+async def test_oneway_calls_take_slots_and_what_is_too_many_is_dropped() -> None:
+    async with talk(Board, server_limits=Limits(max_calls=2), idle=False) as ends:
+        for _ in range(5):
+            await ends.proxy.hang()
+        await ends.served.notes.has("began", 2)
+        # There is no slot left for a call that wants an answer either, until theirs are free.
+        with pytest.raises(TooManyCalls) as caught:
+            await ends.proxy.plus_one(1)
+        assert caught.value.may_have_run is False
+        assert ends.served.notes == ["began", "began"]
+    await ends.served.notes.has("ended", 2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_oneway_call_with_a_deadline_is_cancelled_when_it_passes() -> None:
+    async with talk(Board) as ends:
+        with timeout(0.05):
+            await ends.proxy.hang()
+        await ends.served.notes.has("ended")
+
+
+def test_a_oneway_call_that_was_not_sent_says_so() -> None:
+    ends = Ends(Board, limits=Limits(max_waiting=2))
+    made = [ends.proxy.pin(text) for text in "abc"]
+    ends.lose()
+    errors: list[Any] = []
+    for call in made:
+        call.addErrback(lambda failure: errors.append(failure.value))
+    assert sorted(type(error).__name__ for error in errors) == ["ConnectionLost", "ConnectionLost", "TooManyCalls"]
+    assert [error.may_have_run for error in errors] == [False] * 3
+    assert ends.served.seen == []
+    assert ends.clock.getDelayedCalls() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_oneway_call_made_just_before_the_end_arrives() -> None:
+    factory = Factory(Board)
+    async with served(factory=factory) as where:
+        async with connect(reactor, where, Board) as board:
+            await until(lambda: factory.connections)
+            (connection,) = factory.connections
+            await board.plus_one(1)
+            await board.pin("last words")
+        there: Any = connection.protocols[0]
+        await there.notes.has("pinned")
+        assert there.seen == ["last words"]

@@ -564,4 +564,4 @@ class Conversation:
         """Whether a deadline, of a call or of the conversation itself, still means something."""
         if identifier <= _HANDSHAKE:
             return identifier != _HANDSHAKE or self.state is State.GREETING
-        return self._outgoing.pending.get(identifier) is not None or self._incoming.is_awaited(identifier)
+        return self._outgoing.pending.get(identifier) is not None or identifier in self._incoming.suspended

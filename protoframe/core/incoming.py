@@ -51,6 +51,7 @@ class IncomingCalls:
     :ivar last: the highest id that was seen.
     :ivar last_late: the highest of those that came after the last GOAWAY: items of theirs may follow.
     :ivar streaming: those of whose answer items were sent.
+    :ivar suspended: those that have a deadline to watch.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class IncomingCalls:
         self.last = 0
         self.last_late = 0
         self.streaming: set[int] = set()
+        self.suspended: set[int] = set()
         self._traffic = traffic
         self._limits = limits
         self._max_calls = limits.max_calls
@@ -76,9 +78,7 @@ class IncomingCalls:
         self._settled = settled
         # What a GOAWAY said of it: the calls up to this one are answered in any case.
         self._last_promised = 0
-        # Of those that run, the ones that have a deadline to watch.
-        self._suspended: set[int] = set()
-        # And those that want no answer.
+        # Of those that run, the ones that want no answer.
         self._oneway: set[int] = set()
         self._cancels = Allowance(max(limits.cancel_burst, limits.max_calls), limits.cancel_rate, now)
 
@@ -120,7 +120,7 @@ class IncomingCalls:
     def suspend(self, call_id: int, deadline: float) -> None:
         """Says that a call goes on: at its deadline `RequestCancelled` asks for its end."""
         if call_id in self.running and deadline != math.inf:
-            self._suspended.add(call_id)
+            self.suspended.add(call_id)
             self._traffic.deadlines.add(call_id, deadline)
 
     def leave_slot(self, call_id: int) -> None:
@@ -132,8 +132,8 @@ class IncomingCalls:
             self.running.remove(call_id)
         except KeyError:
             raise LocalProtocolError(f"call {call_id} is not open") from None
-        if self._suspended:
-            self._suspended.discard(call_id)
+        if self.suspended:
+            self.suspended.discard(call_id)
         if self._oneway:
             self._oneway.discard(call_id)
         traffic = self._traffic
@@ -154,23 +154,19 @@ class IncomingCalls:
                 self._traffic.events.append(RequestCancelled(call_id, False))
         self.running.clear()
         self.streaming.clear()
-        self._suspended.clear()
+        self.suspended.clear()
         self._oneway.clear()
 
     # What comes.
-
-    def is_awaited(self, call_id: int) -> bool:
-        """Whether a deadline still means something."""
-        return call_id in self._suspended
 
     def expire(self, call_id: int) -> None:
         """The deadline of a call has passed."""
         if self._traffic.assembler.is_on_the_way(call_id, Kind.REQUEST):
             self._traffic.stop_holding(call_id)
             self._refuse(call_id, DeadlineExceeded("the deadline passed before the request was here"))
-        elif call_id in self._suspended:
+        elif call_id in self.suspended:
             # One whose REQUEST came in parts was suspended twice.
-            self._suspended.discard(call_id)
+            self.suspended.discard(call_id)
             self._traffic.events.append(RequestCancelled(call_id, True))
 
     def handle_request(self, flags: int, call_id: int, message: bytes, begun: float) -> None:
@@ -178,7 +174,8 @@ class IncomingCalls:
 
         :param begun: when its first frame came.
         """
-        self._check_id("REQUEST", call_id)
+        if call_id & 1 != self._parity or not call_id:
+            raise RemoteProtocolError(f"REQUEST: {call_id} is no call id of the peer's")
         if call_id in self.running:
             raise RemoteProtocolError(f"REQUEST: call {call_id} is open already")
         remaining, method, metadata, arguments = parse_request(message)

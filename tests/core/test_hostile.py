@@ -172,7 +172,7 @@ class Hostile(SynchronousTestCase):
         self.check(end)
         self.assertEqual(end.conversation.state, State.OPEN)
         self.assertLess(len(end.conversation._deadlines), 200)
-        self.assertEqual(len(end.conversation._incoming._suspended), 0)
+        self.assertEqual(len(end.conversation._incoming.suspended), 0)
 
     def test_a_hello_after_any_frames_that_are_skipped_still_opens(self):
         end = Pair(SMALL, SMALL, opened=False).acceptor

@@ -149,7 +149,7 @@ def check_whole(pair):
             conversation.traffic.credit.streams,
             conversation._incoming.streaming,
             conversation._incoming._oneway,
-            conversation._incoming._suspended,
+            conversation._incoming.suspended,
             conversation._outgoing.waiting,
             conversation._incoming.running,
             conversation._outgoing.pending,
