@@ -470,7 +470,7 @@ class Connection:
                     self.wake_at(due)
         finally:
             self._busy = False
-        if self._inlets.left or (outlets.ready and outlets.may_go_on()) or (outbox.frames and not self._paused):
+        if self._inlets.left or (outlets.ready and outlets.may_go_on()) or (not self._paused and outbox):
             self._schedule()
 
     def _departed(self) -> None:
@@ -521,6 +521,10 @@ class Connection:
     def _close(self) -> None:
         if not self._closing:
             self._closing = True
+            if not self._made and self._end_error is None:
+                # Nothing was said, so there is nothing that the peer must be let read.
+                self._carrier.abort()
+                return
             # What says why, also where the peer reads slowly.
             self._send_frames(0)
             self._close_timer = self._reactor.callLater(self._limits.close_timeout, self._carrier.abort)

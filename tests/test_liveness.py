@@ -362,7 +362,8 @@ async def test_a_server_reads_no_more_of_a_peer_that_does_not_read_and_drops_it_
             (connection,) = [each for each in factory.connections if each.address.port != _port_of(other)]
             work: Any = connection.protocols[0]
             await until(lambda: connection._paused)
-            # It serves no more than it can say, and others all the same.
+            # It reads no more of it, serves no more than it can say, and others all the same.
+            assert connection._carrier.transport not in reactor.getReaders()  # type: ignore[attr-defined]
             assert 0 < work.ran < 20
             assert await other.plus_one(1) == 2
             assert connection._conversation.outbox.octets < 20_000_000

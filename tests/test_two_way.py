@@ -427,6 +427,10 @@ class Board(Protocol["Board"]):
         return number + 1
 
     @request
+    async def echo(self, text: str) -> str:
+        return text
+
+    @request
     async def pin_back(self, text: str) -> None:
         await self.peer.pin(text)
 
@@ -445,6 +449,16 @@ async def test_oneway_calls_arrive_whatever_their_size_and_in_either_direction()
         await ends.proxy.pin_back("b")
         await client.notes.has("pinned")
         assert client.seen == ["b"]
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+def test_what_is_called_when_a_oneway_call_was_sent_goes_at_once(size: int) -> None:
+    ends = Ends(Board)
+    second = ends.proxy.pin("a").addCallback(lambda _: ends.proxy.pin("x" * size))
+    third = second.addCallback(lambda _: ends.proxy.echo("y" * size))
+    ends.turn()
+    assert third.result == "y" * size
+    assert len(ends.served.seen) == 2
 
 
 @pytest_twisted.ensureDeferred

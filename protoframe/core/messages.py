@@ -54,7 +54,6 @@ class Outbox:
 
     :ivar max_frame: octets of a frame that the peer takes.
     :ivar max_unfinished: octets of large messages that the peer holds at once.
-    :ivar frames: what waits whole.
     :ivar large: large messages that take turns; empty when there is none.
     :ivar cut: large messages that are not all sent, by call id.
     :ivar departed: the call ids of those that are, since whoever waits for them last emptied it.
@@ -64,7 +63,7 @@ class Outbox:
     def __init__(self, max_frame: int) -> None:
         self.max_frame = max_frame
         self.max_unfinished = 0
-        self.frames: list[bytes] = []
+        self._frames: list[bytes] = []
         self.large: deque[_Large] = deque()
         self.cut: dict[int, _Large] = {}
         self.departed: list[int] = []
@@ -74,12 +73,12 @@ class Outbox:
         self._waiting_octets = 0
 
     def __bool__(self) -> bool:
-        return bool(self.frames or self.large)
+        return bool(self._frames or self.large)
 
     def put(self, kind: int, flags: int, call_id: int, message: bytes) -> None:
         """Lines a message up."""
         if len(message) <= self.max_frame - HEADER.size:
-            self.frames.append(_pack_header(len(message), kind, flags, call_id) + message)
+            self._frames.append(_pack_header(len(message), kind, flags, call_id) + message)
             self.octets += len(message)
         else:
             self._put_large(
@@ -101,7 +100,7 @@ class Outbox:
             # What `serialize_request` and `serialize_frame` would do, in one step: every call comes by here.
             milliseconds = int(remaining * 1000) if 0 < remaining < LONGEST_REMAINING else milliseconds_of(remaining)
             head = _pack_request(length, _REQUEST, flags, call_id, milliseconds, len(method), len(metadata))
-            self.frames.append(head + method + metadata + arguments)
+            self._frames.append(head + method + metadata + arguments)
             self.octets += length
         else:
             message = serialize_request(remaining, method, metadata, arguments)
@@ -118,7 +117,7 @@ class Outbox:
 
     def put_control(self, kind: int, call_id: int, payload: bytes = b"") -> None:
         """Lines a frame up that is no message."""
-        self.frames.append(serialize_frame(kind, 0, call_id, payload))
+        self._frames.append(serialize_frame(kind, 0, call_id, payload))
 
     def drop(self, call_id: int) -> bool | None:
         """Takes a large message that is not all sent out of the line.
@@ -151,7 +150,7 @@ class Outbox:
 
     def poll(self, allowance: int) -> list[bytes]:
         """Takes frames out: all that are whole messages, then of large ones about ``allowance`` octets."""
-        frames, self.frames = self.frames, []
+        frames, self._frames = self._frames, []
         while self.large and allowance > 0:
             message = self.large.popleft()
             message.begun = True
