@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
@@ -167,6 +168,15 @@ class Streams(Protocol):
     @request
     async def plus_one(self, number: int) -> int:
         return number + 1
+
+    @request
+    async def laborious(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            until = time.perf_counter() + 0.0001
+            while time.perf_counter() < until:
+                pass
+            self.given += 1
+            yield number
 
     @request
     async def endless(self) -> AsyncIterator[int]:
@@ -487,6 +497,21 @@ async def test_calls_are_answered_between_the_items_of_streams() -> None:
         assert got < 12
         await reading
         assert got == 12
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_are_answered_between_items_that_take_their_time_to_make() -> None:
+    async with talk(Streams) as ends:
+        reading = start(read(ends.proxy.laborious(6000)))
+        await until(lambda: ends.served.given)
+        for number in range(5):
+            before = ends.served.given
+            assert await ends.proxy.plus_one(number) == number + 1
+            # A message has room for a thousand of them.
+            assert ends.served.given - before < 700
+        reading.cancel()
+        with pytest.raises(CancelledError):
+            await reading
 
 
 @pytest_twisted.ensureDeferred
