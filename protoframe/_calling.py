@@ -20,7 +20,14 @@ from protoframe._context import NO_METADATA, NOWHERE, Scope, decode_metadata, fi
 from protoframe._handler import RunningHandler
 from protoframe._streaming import Inlets, Outlet, Outlets, Stream, ended_inlet
 from protoframe.core.conversation import Conversation
-from protoframe.core.events import CallFailed, EndReceived, ErrorReceived, ItemsReceived, ResponseReceived
+from protoframe.core.events import (
+    CallFailed,
+    EndReceived,
+    ErrorReceived,
+    ItemsReceived,
+    ResponseReceived,
+    StopReceived,
+)
 from protoframe.core.frames import COUNT, ErrorBody, Flag
 from protoframe.core.limits import Limits
 from protoframe.core.schema import ErrorType, RequestOptions, error_type, invalid_value
@@ -239,7 +246,7 @@ class Caller:
         self._wake = wake
         self._settle = settle
         self._senders: dict[int, tuple[Outlet, RunningHandler]] = {}
-        self.oneway: list[Deferred[None]] = []
+        self.oneway: list[tuple[Deferred[None], Scope]] = []
         self.is_intercepted = False
         self._interceptors: Sequence[IInterceptor] = ()
         self._seen: tuple[Any, str, Callable[[], Any]] = (None, "", lambda: None)
@@ -284,8 +291,11 @@ class Caller:
             try:
                 return method.items.decode(message, count, self._max_nesting, json=method.json)
             except InvalidArgument as error:
-                text = f"the answer of {method.full_name} is not what was declared: {error.message}"
-                raise InvalidResponse(text) from None
+                fault = error.message
+            except Exception as error:
+                # A type of the user's that fails in a way of its own, in ``__post_init__``, say.
+                fault = f"{type(error).__name__}: {error}"
+            raise InvalidResponse(f"the answer of {method.full_name} is not what was declared: {fault}")
 
         call = PendingStream(self._inlets, method)
         try:
@@ -306,7 +316,7 @@ class Caller:
         except Error as error:
             return failed(error)
         deferred: Deferred[None] = Deferred()
-        self.oneway.append(deferred)
+        self.oneway.append((deferred, scope.get()))
         return deferred
 
     def make_intercepted(self, method: Callee, arguments: Any, innermost: Callable[[], Any]) -> Deferred[Any]:
@@ -394,6 +404,10 @@ class Caller:
         self._stop_sending(call.call_id)
         call.fail(event.error)
 
+    def stopped(self, event: StopReceived) -> None:
+        """What serves a call takes no more of the stream that goes with it."""
+        self._stop_sending(event.call_id)
+
     def ended(self, event: EndReceived) -> None:
         """A stream has ended that was an answer."""
         self._stop_sending(event.call_id)
@@ -401,14 +415,14 @@ class Caller:
     def oneway_sent(self) -> None:
         """All calls that want no answer are on their way."""
         sent, self.oneway = self.oneway, []
-        for deferred in sent:
-            deferred.callback(None)
+        for deferred, around in sent:
+            fire_in(around, deferred.callback, None)
 
     def lost(self) -> None:
         """The connection is gone."""
         unsent, self.oneway = self.oneway, []
-        for deferred in unsent:
-            deferred.errback(not_run(ConnectionLost("the connection was lost")))
+        for deferred, around in unsent:
+            fire_in(around, deferred.errback, not_run(ConnectionLost("the connection was lost")))
 
     # Streams that go with them.
 
@@ -424,7 +438,9 @@ class Caller:
                     failure = Failure(error, type(error), error.__traceback__)
                     _log.failure("what sent the stream of {method} failed", failure, method=method.full_name)
             elif error is None:
-                self._conversation.end_items(call_id)
+                # Unless the call has an outcome that is about to be told.
+                if call_id in self._conversation.traffic.credit.streams:
+                    self._conversation.end_items(call_id)
             else:
                 # Whatever it is: the caller gets it.
                 self._conversation.cancel(call_id, typing.cast("Error", error))

@@ -22,8 +22,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from protoframe._calling import Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed, not_run
-from protoframe._clock import clock_of
-from protoframe._context import NOWHERE, run_nowhere, scope
+from protoframe._clock import Timer, call_later, clock_of, watch_steps
+from protoframe._context import NOWHERE, Scope, fire_in, run_nowhere, scope
 from protoframe._protocol import Protocol
 from protoframe._proxy import proxy_class
 from protoframe._serving import MethodTable, Server
@@ -43,9 +43,9 @@ from protoframe.core.events import (
     Opened,
     PongReceived,
     RequestCancelled,
-    RequestDropped,
     RequestReceived,
     ResponseReceived,
+    StopReceived,
 )
 from protoframe.core.frames import Flag, Frame
 from protoframe.core.limits import Limits
@@ -75,10 +75,13 @@ P = typing.TypeVar("P", bound=Protocol[Any])
 _CLOSED = State.CLOSED
 _STREAMS = int(Flag.ITEMS | Flag.STREAM)
 
+#: Seconds that a peer has at least to close its end too.
+_GRACE = 0.1
+
 #: Events after which what is ready is sent, so that the peer works on it while this end works on the rest.
 _TURN = 16
 
-#: Octets of large messages that are handed to the carrier at a time.
+#: Octets that are handed to the carrier at a time: what a peer must read for the carrier to take more.
 _ALLOWANCE = 128 * 1024
 
 
@@ -113,8 +116,9 @@ class _Ping(msgspec.Struct):
     """A PING whose PONG is awaited."""
 
     deferred: Deferred[float]
+    around: Scope
     sent: float
-    timer: IDelayedCall
+    timer: Timer
 
 
 class Connection:
@@ -135,7 +139,6 @@ class Connection:
     :ivar address: the peer's.
     :ivar where: the same, as a text.
     :ivar opened: fires when the conversation is open, or fails with why it will not be.
-    :ivar closed: fires with ``None`` when the connection is gone.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class Connection:
         self.where = _where(address)
         self.protocols = protocols
         self.opened: Deferred[None] = Deferred(self._give_up_opening)
-        self.closed: Deferred[None] = Deferred()
+        self._waiting_for_end: list[Deferred[None]] = []
         self._reactor = reactor
         self._clock = clock_of(reactor)
         self._limits = limits
@@ -190,7 +193,7 @@ class Connection:
             self._conversation,
             table,
             protocols,
-            limits.max_nesting,
+            limits,
             self._clock,
             address,
             self.where,
@@ -210,10 +213,11 @@ class Connection:
         self._made = False
         self._end_error: Error | None = None
         self._wake: IDelayedCall | None = None
-        self._timer: IDelayedCall | None = None
+        self._timer: Timer | None = None
         self._timer_due = math.inf
-        self._close_timer: IDelayedCall | None = None
-        self._drain_timer: IDelayedCall | None = None
+        self._close_timer: Timer | None = None
+        self._drain_timer: Timer | None = None
+        self._drained_by = math.inf
         self._authenticating: Deferred[Any] | None = None
         # What is done about each event but requests, which `_transmit` looks at itself.
         self._reactions: Mapping[type, Callable[[Any], None]] = {
@@ -221,25 +225,37 @@ class Connection:
             ErrorReceived: self.calls.refused,
             CallFailed: self.calls.failed,
             RequestCancelled: self._server.cancel,
-            RequestDropped: self._server.drop,
             ItemsReceived: self._inlets.receive,
             EndReceived: self._stream_ended,
             CreditReceived: self._outlets.credit_came,
+            StopReceived: self.calls.stopped,
             PongReceived: self._ponged,
             Greeted: self._greeted,
             Opened: self._open,
             Drained: self._drained,
             Ended: self._ended,
         }
+        watch_steps(reactor, self)
         for protocol in protocols:
             # One that has served a conversation before had another peer then.
             protocol.__dict__.pop("_protoframe_peer", None)
+            protocol.__dict__.setdefault("_protoframe_live", []).append(self)
             protocol.__dict__["_protoframe_make_peer"] = self.proxy
 
     @property
     def is_open(self) -> bool:
         """Whether the peer has greeted, and the conversation is not over."""
         return self._made and self._conversation.state is not _CLOSED
+
+    @property
+    def closed(self) -> Deferred[None]:
+        """Fires when the connection is gone; a new one each time, so that whoever cancels it does so for itself."""
+        done: Deferred[None] = Deferred()
+        if self._over:
+            done.callback(None)
+        else:
+            self._waiting_for_end.append(done)
+        return done
 
     @property
     def identity(self) -> Identity | None:
@@ -271,7 +287,8 @@ class Connection:
         """
         if not self.is_open:
             return failed(not_run(ConnectionLost("the connection is closed")))
-        remaining = scope.get().remaining()
+        around = scope.get()
+        remaining = around.remaining()
         payload = secrets.token_bytes(8)
 
         def forget(_: Any) -> None:
@@ -280,12 +297,12 @@ class Connection:
 
         def expire() -> None:
             del self._pings[payload]
-            deferred.errback(DeadlineExceeded("the other end gave no sign of life in time"))
+            fire_in(around, deferred.errback, DeadlineExceeded("the other end gave no sign of life in time"))
 
         deferred: Deferred[float] = Deferred(forget)
         seconds = self._limits.default_timeout if remaining is None else max(0.0, remaining)
-        timer = self._reactor.callLater(seconds, expire)
-        self._pings[payload] = _Ping(deferred, self._clock(), timer)
+        timer = call_later(self._reactor, seconds, expire)
+        self._pings[payload] = _Ping(deferred, around, self._clock(), timer)
         self._conversation.ping(payload)
         self._schedule()
         return deferred
@@ -295,13 +312,13 @@ class Connection:
 
         :param seconds: the time; `Limits.drain_timeout` by default.
         """
-        done: Deferred[None] = Deferred()
-        self.closed.addBoth(_also(done))
+        done = self.closed
         if not self._over and not self._closing:
             self._conversation.go_away("the other end is shutting down")
             if self._drain_timer is None:
                 seconds = self._limits.drain_timeout if seconds is None else seconds
-                self._drain_timer = self._reactor.callLater(max(0.0, seconds), self._stop_draining)
+                self._drained_by = self._clock() + seconds
+                self._drain_timer = call_later(self._reactor, seconds, self._stop_draining)
             self._schedule()
         return done
 
@@ -315,8 +332,7 @@ class Connection:
         The Deferred fires when the connection is gone; where the peer does not close its end in time
         (`Limits.close_timeout`), it is cut off.
         """
-        done: Deferred[None] = Deferred()
-        self.closed.addBoth(_also(done))
+        done = self.closed
         if not self._over and not self._closing:
             self._conversation.go_away()
             self._conversation.end(None)
@@ -333,6 +349,10 @@ class Connection:
         """Takes frames from the carrier, that came at a time of `clock_of` its reactor."""
         self._conversation.handle_frames(frames, now)
         self._transmit()
+
+    def heard(self, now: float) -> None:
+        """Something came from the peer, though no whole frame yet."""
+        self._conversation.handle_heard(now)
 
     def violated(self, error: Error) -> None:
         """The carrier cannot read what the peer sends: the conversation is over."""
@@ -359,25 +379,32 @@ class Connection:
         self._conversation.end(ConnectionLost(_reason(reason)))
         self._over = True
         self._transmit()
-        for delayed in (self._wake, self._timer, self._close_timer, self._drain_timer):
-            if delayed is not None and delayed.active():
-                delayed.cancel()
+        if self._wake is not None:
+            self._wake.cancel()
+        for timer in (self._timer, self._close_timer, self._drain_timer):
+            if timer is not None:
+                timer.cancel()
         while self._pings:
             _, ping = self._pings.popitem()
             ping.timer.cancel()
-            ping.deferred.errback(ConnectionLost("the connection was lost"))
+            fire_in(ping.around, ping.deferred.errback, ConnectionLost("the connection was lost"))
         self.calls.lost()
         if self._authenticating is not None:
             self._authenticating.cancel()
         if not self.opened.called:
             self.opened.errback(self._end_error or ConnectionLost(_reason(reason)))
+        for protocol in self.protocols:
+            protocol.__dict__["_protoframe_live"].remove(self)
         if self._made:
             for protocol in self.protocols:
                 try:
                     protocol.connectionLost(reason)
                 except Exception:
                     _log.failure("connectionLost of {protocol} failed", protocol=protocol)
-        self.closed.callback(None)
+        waiting, self._waiting_for_end = self._waiting_for_end, []
+        for done in waiting:
+            if not done.called:
+                done.callback(None)
 
     # The heart.
 
@@ -385,6 +412,11 @@ class Connection:
         """Has `_transmit` called once in this turn of the reactor, after what else is called in it."""
         if self._wake is None and not self._busy and not self._over:
             self._wake = self._reactor.callLater(0, self._woken)
+
+    def rearm(self) -> None:
+        """The wall clock was set, which the reactor's timers go by."""
+        if self._wake is not None:
+            self._wake.reset(0)
 
     def _woken(self) -> None:
         self._wake = None
@@ -425,7 +457,7 @@ class Connection:
                         except Exception:
                             self._failed_to_react(event)
                         if not number % _TURN and not self._paused:
-                            self._send_frames(0)
+                            self._send_frames(large=False)
                 if self._inlets.left:
                     self._inlets.settle()
                 if self._over:
@@ -434,8 +466,8 @@ class Connection:
                     frames = outbox.poll(_ALLOWANCE)
                     if frames:
                         self._carrier.send(frames)
-                    while outbox.large and not self._paused:
-                        self._send_frames(_ALLOWANCE)
+                    while outbox.is_left and not self._paused:
+                        self._send_frames()
                     if outbox.departed:
                         self._departed()
                     if self.calls.oneway:
@@ -488,9 +520,9 @@ class Connection:
             token.fail(unread)
         self._conversation.end(LocalProtocolError("this end met a fault of its own"))
 
-    def _send_frames(self, allowance: int) -> None:
-        """Sends what is ready, and of large messages about so many octets."""
-        frames = self._conversation.outbox.poll(allowance)
+    def _send_frames(self, *, large: bool = True) -> None:
+        """Sends some of what is ready, of large messages too or not."""
+        frames = self._conversation.outbox.poll(_ALLOWANCE, large=large)
         if frames and not self._over:
             self._carrier.send(frames)
 
@@ -503,7 +535,7 @@ class Connection:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_due = due
-            self._timer = self._reactor.callLater(max(0.0, due - self._clock()), self._timer_fired)
+            self._timer = call_later(self._reactor, due - self._clock(), self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
@@ -526,8 +558,9 @@ class Connection:
                 self._carrier.abort()
                 return
             # What says why, also where the peer reads slowly.
-            self._send_frames(0)
-            self._close_timer = self._reactor.callLater(self._limits.close_timeout, self._carrier.abort)
+            self._send_frames(large=False)
+            patience = max(_GRACE, min(self._limits.close_timeout, self._drained_by - self._clock()))
+            self._close_timer = call_later(self._reactor, patience, self._carrier.abort)
             self._carrier.close()
 
     def _give_up_opening(self, _: Deferred[None]) -> None:
@@ -601,7 +634,7 @@ class Connection:
         ping = self._pings.pop(event.payload, None)
         if ping is not None:
             ping.timer.cancel()
-            ping.deferred.callback(self._clock() - ping.sent)
+            fire_in(ping.around, ping.deferred.callback, self._clock() - ping.sent)
 
     # Calls of this end.
 
@@ -640,11 +673,3 @@ def _reason(reason: Failure) -> str:
         return described
     text = reason.getErrorMessage().strip().rstrip(".")
     return f"the connection was lost: {text[:1].lower()}{text[1:]}" if text else "the connection was lost"
-
-
-def _also(done: Deferred[None]) -> Callable[[Any], Any]:
-    def pass_on(result: Any) -> Any:
-        done.callback(None)
-        return result
-
-    return pass_on

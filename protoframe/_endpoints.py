@@ -32,7 +32,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.filepath import UnlistableError
 
-from protoframe._clock import clock_of
+from protoframe._clock import call_later, clock_of
 from protoframe._connection import Connection
 from protoframe._context import scope
 from protoframe._factory import AGENT, method_table
@@ -327,7 +327,7 @@ class Connecting(Generic[P]):
             expired = True
             attempt.cancel()
 
-        timer = self._reactor.callLater(seconds, expire)
+        timer = call_later(self._reactor, seconds, expire)
         try:
             carrier = await attempt
             # A wrapper, such as the one for TLS, gives the protocol itself.
@@ -340,8 +340,7 @@ class Connecting(Generic[P]):
                 raise CancelledError from None
             raise self._explain(error, seconds if expired else None) from None
         finally:
-            if timer.active():
-                timer.cancel()
+            timer.cancel()
         self._connection = connection
         return connection.proxy(self._protocol)
 

@@ -106,6 +106,7 @@ class Factory(TwistedFactory):
         self.interceptors = checked(interceptors)
         self.protocols = protocols
         self._connections: set[Connection] = set()
+        self._turned_away = 0
         self._served = (*protocols, Reflection) if reflection else protocols
         self._table = method_table(self._served)
 
@@ -137,15 +138,13 @@ class Factory(TwistedFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> TwistedProtocol | None:
         """Makes what handles the connection of a peer; a subclass may return ``None`` to turn the peer away."""
-        if len(self._connections) >= self.limits.max_connections:
-            error = TooManyConnections(f"{len(self._connections)} connections are open already")
-            _log.warn("{peer}: {kind}: {error}", peer=addr, kind=error.type_name, error=error.message)
-            return TurnedAway(error)
         reactor = self.reactor
         if reactor is None:
             from twisted.internet import reactor as installed
 
             reactor = self.reactor = IReactorTime(installed)
+        if len(self._connections) >= self.limits.max_connections:
+            return self._turn_away(addr, reactor)
 
         def connect(carrier: StreamCarrier, address: Any) -> Connection:
             connection = Connection(
@@ -169,6 +168,20 @@ class Factory(TwistedFactory):
         carrier = StreamCarrier(connect, self.limits, clock_of(reactor), pauses_peer=True)
         carrier.factory = self
         return carrier
+
+    def _turn_away(self, address: IAddress | None, reactor: IReactorTime) -> TurnedAway:
+        self._turned_away += 1
+        error = TooManyConnections(f"{len(self._connections)} connections are open already")
+        if self._turned_away & (self._turned_away - 1) == 0:
+            # The first, the second, the fourth...: a flood of them is no flood of lines.
+            _log.warn(
+                "{peer}: {kind}: {error}; {count} were turned away by now",
+                peer=address,
+                kind=error.type_name,
+                error=error.message,
+                count=self._turned_away,
+            )
+        return TurnedAway(error, reactor, self.limits.close_timeout)
 
     def _create(self, protocol: type[Any]) -> Any:
         instance = Reflection() if protocol is Reflection else self.create(protocol)

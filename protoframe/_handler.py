@@ -12,9 +12,12 @@ from contextvars import Context
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 __all__ = ["RunningHandler"]
+
+_log = Logger(namespace="protoframe.handler")
 
 
 class RunningHandler:
@@ -69,7 +72,7 @@ class RunningHandler:
         Where it runs just now, that is what it waits for next.
         """
         if self._waits_for is not None:
-            self._waits_for.cancel()
+            _cancel(self._waits_for)
         elif self._inside:
             self._is_cancelled = True
 
@@ -88,7 +91,7 @@ class RunningHandler:
         awaited.addBoth(self._resume)
         if self._is_cancelled:
             self._is_cancelled = False
-            awaited.cancel()
+            _cancel(awaited)
 
     def _resume(self, result: Any) -> None:
         self._waits_for = None
@@ -117,3 +120,11 @@ class RunningHandler:
             self._wait(awaited)
         finally:
             self._inside = False
+
+
+def _cancel(awaited: Deferred[Any]) -> None:
+    try:
+        awaited.cancel()
+    except Exception:
+        # Somebody's canceller: it harms this handler alone, which goes on waiting.
+        _log.failure("cancelling what a handler awaits failed")

@@ -60,9 +60,11 @@ class Protocol(Generic[PeerT]):
     def peer(self) -> PeerT:
         """The typed proxy of the other end.
 
-        :raises LocalProtocolError: the class does not say what the other end answers (``Protocol[...]``), or there is
-            no conversation yet.
+        :raises LocalProtocolError: the class does not say what the other end answers (``Protocol[...]``), there is no
+            conversation yet, or the instance serves several at once.
         """
+        if len(self.__dict__.get("_protoframe_live", ())) > 1:
+            raise LocalProtocolError(f"this {type(self).__name__} serves several conversations: it has no one peer")
         proxy: PeerT | None = self.__dict__.get("_protoframe_peer")
         if proxy is None:
             make = self.__dict__.get("_protoframe_make_peer")

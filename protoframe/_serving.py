@@ -24,8 +24,9 @@ from protoframe._handler import RunningHandler
 from protoframe._protocol import Protocol
 from protoframe._streaming import Inlets, Outlet, Outlets, Stream, travelling
 from protoframe.core.conversation import Conversation
-from protoframe.core.events import RequestCancelled, RequestDropped, RequestReceived
+from protoframe.core.events import RequestCancelled, RequestReceived
 from protoframe.core.frames import ErrorBody, Flag
+from protoframe.core.limits import Limits
 from protoframe.core.messages import BACKLOG
 from protoframe.core.schema import ItemType, Method, encode_json, encode_msgpack
 from protoframe.core.state import State
@@ -42,6 +43,7 @@ from protoframe.errors import (
     MessageTooLarge,
     PermissionDenied,
     Status,
+    TooManyCalls,
     Unauthenticated,
     UnknownMethod,
 )
@@ -56,12 +58,16 @@ MethodTable = Mapping[bytes, tuple[Method, int]]
 
 _CLOSED = State.CLOSED
 
+#: How a handler ends that was cancelled.
+_ENDINGS = (CancelledError, Cancelled, DeadlineExceeded, ConnectionLost, GeneratorExit)
+
 #: Seconds by which a deadline passes earlier at the next hop, for it is rounded down on the way.
 _ROUNDING = 0.005
 _JSON = int(Flag.JSON)
 _ITEMS = int(Flag.ITEMS)
 _STREAM = int(Flag.STREAM)
 _STREAMS = _ITEMS | _STREAM
+_ONEWAY = int(Flag.ONEWAY)
 
 
 class Server:
@@ -70,7 +76,7 @@ class Server:
     :param conversation: where the requests come from, and the answers go.
     :param table: the methods that are served.
     :param protocols: the instances that serve them.
-    :param max_nesting: of values whose type does not bound it.
+    :param limits: what this end takes.
     :param clock: gives the time.
     :param address: the peer's.
     :param where: the same, as a text.
@@ -87,7 +93,7 @@ class Server:
         conversation: Conversation,
         table: MethodTable,
         protocols: Sequence[Protocol[Any]],
-        max_nesting: int,
+        limits: Limits,
         clock: Callable[[], float],
         address: Any,
         where: str,
@@ -99,7 +105,8 @@ class Server:
         self._conversation = conversation
         self._table = table
         self._protocols = protocols
-        self._max_nesting = max_nesting
+        self._max_nesting = limits.max_nesting
+        self._max_calls = limits.max_calls
         self._clock = clock
         self._address = address
         self._where = where
@@ -108,7 +115,7 @@ class Server:
         self._interceptors = interceptors
         self.identity: Any = None
         self._streaming: dict[int, Outlet] = {}
-        self._dropped = 0
+        self._refused = 0
         self._wake = wake
         self._running: dict[int, RunningHandler] = {}
         self.held: deque[RequestReceived] = deque()
@@ -128,7 +135,7 @@ class Server:
             if event.deadline > now:
                 self.serve(event)
             else:
-                self._refuse(event.call_id, DeadlineExceeded("the deadline passed before the call was served"))
+                self._refuse(event, DeadlineExceeded("the deadline passed before the call was served"))
         return len(self.held) < before
 
     def cancel(self, event: RequestCancelled) -> None:
@@ -148,25 +155,30 @@ class Server:
         for held in self.held:
             if held.call_id == event.call_id:
                 self.held.remove(held)
-                self._refuse(event.call_id, Cancelled())
+                self._refuse(held, Cancelled())
                 return
 
-    def _refuse(self, call_id: int, error: Error) -> None:
+    def _refuse(self, event: RequestReceived, error: Error) -> None:
         """Answers a call that certainly did not run."""
+        if event.flags & _ONEWAY or isinstance(error, PermissionDenied | Unauthenticated):
+            self._note_refused(event.method, error)
         body = ErrorBody(error.status, error.type_name, error.message)
-        self._conversation.refuse(call_id, body, processed=False)
+        self._conversation.refuse(event.call_id, body, processed=False)
 
-    def drop(self, event: RequestDropped) -> None:
-        """Notes that a call which wants no answer was dropped."""
-        self._dropped += 1
-        if self._dropped & (self._dropped - 1) == 0:
+    def _note_refused(self, method: bytes, error: Error) -> None:
+        """Notes that a call does not run which wants no answer, so that nobody else is told, or is not permitted."""
+        self._refused += 1
+        if self._refused & (self._refused - 1) == 0:
             # The first, the second, the fourth...: a flood of them is no flood of lines.
-            name = event.method.decode("utf-8", "replace")
             _log.warn(
-                "{where}: too many calls run; {dropped} oneway calls were dropped, the last of {method}",
+                "{where} ({identity}): {refused} calls were refused, the last of {method}: {kind}: {error}",
                 where=self._where,
-                dropped=self._dropped,
-                method=name,
+                identity=getattr(self.identity, "name", None),
+                refused=self._refused,
+                # Whoever calls has made it up.
+                method=method.decode("utf-8", "replace").encode("unicode_escape").decode(),
+                kind=error.type_name,
+                error=error.message,
             )
 
     def serve(self, event: RequestReceived) -> None:
@@ -175,17 +187,21 @@ class Server:
         if entry is None or entry[0].function is None:
             name = event.method.decode("utf-8", "replace")
             text = f"there is no method {name}" if entry is None else f"{name} is declared here, but not served"
-            self._refuse(event.call_id, UnknownMethod(text))
+            self._refuse(event, UnknownMethod(text))
             return
         method, index = entry
-        if method.permissions and not self._is_permitted(event.call_id, method):
+        if method.permissions and not self._is_permitted(event, method):
+            return
+        if event.flags & _ONEWAY and len(self._running) >= self._max_calls:
+            # Its caller does not keep count of the slots, for it is not told when one is free.
+            self._refuse(event, TooManyCalls(f"{self._max_calls} calls run on this connection already"))
             return
         if (event.flags ^ method.flags) & _STREAMS and not self._streams_fit(event, method):
             return
         max_size = method.options.max_size
         if max_size is not None and len(event.arguments) > max_size:
             text = f"the arguments are {len(event.arguments)} bytes, and {max_size} are allowed"
-            self._refuse(event.call_id, MessageTooLarge(text))
+            self._refuse(event, MessageTooLarge(text))
             return
         try:
             arguments = method.decode_arguments(event.arguments, self._max_nesting, json=event.flags & _JSON != 0)
@@ -193,7 +209,7 @@ class Server:
                 arguments += (self._take_stream(event, method.full_name, method.sent_items),)
             received = decode_metadata(event.metadata) if event.metadata else NO_METADATA
         except InvalidArgument as error:
-            self._refuse(event.call_id, error)
+            self._refuse(event, error)
             return
         except Exception as error:
             # A type of the user's that fails in a way of its own, in ``__post_init__``, say.
@@ -252,6 +268,9 @@ class Server:
                 outlet.abandon()
                 del self._streaming[call_id]
             verdict = self._verdicts.pop(call_id, None)
+            if verdict is not None and error is not None and not isinstance(error, _ENDINGS):
+                # Nobody is told of it otherwise.
+                self._log_failure(method, error, "")
             if verdict is not None and self._conversation.state is _CLOSED:
                 pass
             elif verdict is not None:
@@ -286,7 +305,7 @@ class Server:
             text = "takes no stream, and the call sends one"
         else:
             return True
-        self._refuse(event.call_id, FailedPrecondition(f"{method.full_name} {text}"))
+        self._refuse(event, FailedPrecondition(f"{method.full_name} {text}"))
         return False
 
     def _take_stream(self, event: RequestReceived, name: str, items: ItemType) -> Stream:
@@ -314,14 +333,14 @@ class Server:
 
     # What runs around a call.
 
-    def _is_permitted(self, call_id: int, method: Method) -> bool:
+    def _is_permitted(self, event: RequestReceived, method: Method) -> bool:
         if self.identity is None:
-            self._refuse(call_id, Unauthenticated(f"{method.full_name} asks who calls"))
+            self._refuse(event, Unauthenticated(f"{method.full_name} asks who calls"))
             return False
         missing = method.permissions - self.identity.permissions
         if missing:
             text = f"{method.full_name} takes the permission {', '.join(sorted(missing))}"
-            self._refuse(call_id, PermissionDenied(text))
+            self._refuse(event, PermissionDenied(text))
             return False
         return True
 
@@ -369,7 +388,7 @@ class Server:
     def _handler_failed(self, call_id: int, method: Method, error: BaseException, flags: int, deadline: float) -> None:
         if self._conversation.state is _CLOSED:
             # Nobody waits for the answer; what went wrong is still worth a line, unless it is this very end.
-            if not isinstance(error, ConnectionLost | CancelledError):
+            if not isinstance(error, _ENDINGS):
                 self._log_failure(method, error, "")
             return
         if flags & _ITEMS:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from protoframe._clock import Timer, call_later
 from protoframe._connection import Connection
 from protoframe._tls import certificate_of
 from protoframe.core.frames import GoAway, Kind, serialize_frame, serialize_preface
@@ -97,6 +98,8 @@ class StreamCarrier(TwistedProtocol):
             return
         if frames:
             self.connection.frames_received(frames, now)
+        else:
+            self.connection.heard(now)
         if reader.fault is not None:
             self.connection.violated(reader.fault)
         if reader.unfinished:
@@ -204,15 +207,27 @@ class TurnedAway(TwistedProtocol):
     """The `IProtocol` of a connection that is not wanted: it says why, and closes.
 
     :param error: why.
+    :param reactor: for the time.
+    :param patience: seconds for which the other end may take to be told.
     """
 
     transport: Any
 
-    def __init__(self, error: Error) -> None:
+    def __init__(self, error: Error, reactor: IReactorTime, patience: float) -> None:
         self._error = error
+        self._reactor = reactor
+        self._patience = patience
+        self._timer: Timer | None = None
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """It is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def connectionMade(self) -> None:
         """Says why, and closes."""
+        # One that says nothing would hold up the handshake of TLS, and so its end, for ever.
+        self._timer = call_later(self._reactor, self._patience, self.transport.abortConnection)
         goaway = GoAway(self._error.status, 0, f"{self._error.type_name}: {self._error.message}")
         self.transport.write(serialize_preface() + serialize_frame(Kind.GOAWAY, 0, 0, goaway.serialize()))
         self.transport.loseConnection()

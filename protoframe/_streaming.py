@@ -34,6 +34,8 @@ _BATCH = 32 * 1024
 _SLICE = 0.002
 #: Items between two looks at the clock.
 _LOOK = 15
+#: But after each of the first few: they may take long.
+_FIRST = 4
 
 _encode_msgpack = msgspec.msgpack.Encoder().encode_into
 _encode_json = msgspec.json.Encoder().encode_into
@@ -202,7 +204,9 @@ class Outlet:
             size = len(buffer)
             if size > self._most or size - before > self._max_size:
                 await self._send_large(before)
-            elif size + ITEM_OVERHEAD * count >= self._room or (not count & _LOOK and clock() >= until):
+            elif size + ITEM_OVERHEAD * count >= self._room or (
+                (not count & _LOOK or count < _FIRST) and clock() >= until
+            ):
                 pass
             else:
                 continue
@@ -294,7 +298,7 @@ class Outlet:
     def abandon(self) -> None:
         """Nothing more is sent: nobody wants it, or the call has its outcome."""
         self._is_over = True
-        self._count = 0
+        self._count = self._room = 0
         self._outlets.forget(self)
 
 
@@ -370,9 +374,8 @@ class Inlets:
             if cost:
                 self._conversation.give_back(call_id, cost)
             if self._inlets.pop(call_id, None) is not None:
-                # Nobody is left who would wait for the outcome.  A stream that came with a call of the peer's is no
-                # call of this end: what comes of it from now on is only counted.
-                self._conversation.cancel(call_id, Cancelled("the loop over the stream was left"))
+                # What comes of it from now on is only counted.
+                self._conversation.leave(call_id)
 
 
 class Inlet:

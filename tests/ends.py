@@ -83,7 +83,7 @@ def leftovers(connection: Connection) -> list[Any]:
         "held octets": conversation.traffic.assembler._octets,
         "cut": conversation.outbox.cut,
         "outbox": bool(conversation.outbox) and conversation.state is not State.CLOSED,
-        "octets": conversation.outbox.octets,
+        "octets": conversation.outbox.octets if conversation.state is not State.CLOSED else 0,
         "events": conversation.traffic.events,
         "running": connection._server._running,
         "sent": connection._server._streaming,

@@ -29,7 +29,7 @@ from protoframe import (
     timeout,
 )
 from protoframe._context import Scope, scope
-from tests.ends import Ends, Notes, leftovers, until
+from tests.ends import Ends, Notes, leftovers, talk, until
 from tests.test_calls import served
 
 
@@ -503,3 +503,22 @@ class Virtual(SynchronousTestCase):
         self.assertEqual(seen, ["cancelled"])
         ends.turn()
         self.assertEqual(leftovers(ends.client) + leftovers(ends.server), [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_deadline_holds_in_the_callbacks_of_pings_and_oneway_calls() -> None:
+    class Hop(Protocol):
+        @request
+        async def left(self) -> float:
+            return current_call().remaining
+
+        @request(oneway=True)
+        async def note(self) -> None:
+            pass
+
+    async with talk(Hop) as ends:
+        with timeout(1.0):
+            pinged = ends.client.ping().addCallback(lambda _: ends.proxy.left())
+            noted = ends.proxy.note().addCallback(lambda _: ends.proxy.left())
+        for left in (await pinged, await noted):
+            assert 0 < left < 1

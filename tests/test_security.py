@@ -44,6 +44,7 @@ from protoframe import (
 )
 from protoframe._endpoints import _ClientFactory
 from protoframe.core.frames import Hello, Kind, serialize_frame, serialize_preface, serialize_request
+from protoframe.core.schema import methods_of
 from protoframe.reflection import Reflection
 
 ANN = "token-of-ann-0123456789"
@@ -432,3 +433,63 @@ def test_a_token_that_goes_over_a_network_unencrypted_is_warned_of(
     carrier.makeConnection(StringTransport(peerAddress=address))
     assert ("unencrypted" in log.getvalue()) is warned
     assert ANN not in log.getvalue()
+
+
+class Base(Protocol, permission="base"):
+    @request(permission="take")
+    async def take(self) -> str:
+        return "taken"
+
+    @request
+    async def look(self) -> str:
+        return "seen"
+
+
+class Other(Protocol, permission="other"):
+    @request
+    async def look_too(self) -> str:
+        return "seen"
+
+
+class Both(Other, Base, permission="both"):
+    @request(timeout=5.0)
+    async def take(self) -> str:
+        return "taken anyway"
+
+
+def test_no_subclass_takes_a_permission_away_that_a_class_above_it_asks_for() -> None:
+    asked = {name: set(method.permissions) for name, method in methods_of(Both).items()}
+    everything = {"base", "other", "both"}
+    assert asked == {"take": everything | {"take"}, "look": everything, "look_too": everything}
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_not_permitted_is_in_the_log_with_who_asked_and_a_flood_of_it_is_not(
+    tokens: Any, tmp_path: Path, log: io.StringIO
+) -> None:
+    bob = token(tmp_path, BOB)
+    async with (
+        serving(Factory(Vault, authenticator=tokens)) as place,
+        connect(reactor, f"tcp:{place}", Vault, token=bob) as vault,
+    ):
+        for _ in range(20):
+            with pytest.raises(PermissionDenied):
+                await vault.write("x")
+    lines = [line for line in log.getvalue().splitlines() if "PermissionDenied" in line]
+    assert len(lines) == 5
+    assert "(bob)" in lines[0]
+    assert "Vault.write" in lines[0]
+
+
+def test_who_is_turned_away_and_says_nothing_is_not_waited_for() -> None:
+    clock = Clock()
+    factory = Factory(Vault, limits=Limits(max_connections=1), reactor=clock)
+    for _ in range(2):
+        carrier: Any = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+        transport = StringTransport(peerAddress=IPv4Address("TCP", "192.0.2.1", 1))
+        carrier.makeConnection(transport)
+    assert transport.disconnecting
+    clock.advance(4.9)
+    assert not transport.disconnected
+    clock.advance(0.2)
+    assert transport.disconnected

@@ -21,7 +21,6 @@ from protoframe import (
     Limits,
     LocalProtocolError,
     Protocol,
-    TooManyCalls,
     UnknownMethod,
     connect,
     current_call,
@@ -474,15 +473,13 @@ async def test_a_oneway_call_that_fails_is_in_the_log_of_who_serves_it_and_nowhe
 
 
 @pytest_twisted.ensureDeferred
-async def test_oneway_calls_take_slots_and_what_is_too_many_is_dropped() -> None:
+async def test_of_oneway_calls_that_go_on_there_are_so_many_and_no_more_and_others_are_served() -> None:
     async with talk(Board, server_limits=Limits(max_calls=2), idle=False) as ends:
         for _ in range(5):
             await ends.proxy.hang()
         await ends.served.notes.has("began", 2)
-        # There is no slot left for a call that wants an answer either, until theirs are free.
-        with pytest.raises(TooManyCalls) as caught:
-            await ends.proxy.plus_one(1)
-        assert caught.value.may_have_run is False
+        # They take no slots of calls that want an answer.
+        assert await ends.proxy.plus_one(1) == 2
         assert ends.served.notes == ["began", "began"]
     await ends.served.notes.has("ended", 2)
 
@@ -520,3 +517,36 @@ async def test_a_oneway_call_made_just_before_the_end_arrives() -> None:
         there: Any = connection.protocols[0]
         await there.notes.has("pinned")
         assert there.seen == ["last words"]
+
+
+class Asked(Protocol["Asking"]):
+    @request
+    async def name(self) -> str:
+        return await self.peer.my_name()
+
+
+class Asking(Protocol[Asked]):
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    @request
+    async def my_name(self) -> str:
+        return self.name
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_instance_that_serves_two_conversations_has_no_one_peer() -> None:
+    class Shared(Factory):
+        def __init__(self) -> None:
+            super().__init__(Asked)
+            self.instance = Asked()
+
+        def create(self, protocol: Any) -> Any:
+            return self.instance
+
+    async with served(factory=Shared()) as where, connect(reactor, where, Asked, serving=Asking("ann")) as ann:
+        assert await ann.name() == "ann"
+        async with connect(reactor, where, Asked, serving=Asking("bob")) as bob:
+            for asked in (ann, bob):
+                with pytest.raises(Internal):
+                    await asked.name()

@@ -24,6 +24,7 @@ from protoframe.core.events import (
     ItemsReceived,
     Opened,
     PongReceived,
+    StopReceived,
 )
 from protoframe.core.floods import Allowance
 from protoframe.core.frames import (
@@ -44,11 +45,12 @@ from protoframe.core.frames import (
 from protoframe.core.incoming import IncomingCalls
 from protoframe.core.limits import Limits
 from protoframe.core.messages import SLACK
-from protoframe.core.outgoing import OutgoingCalls
+from protoframe.core.outgoing import TELLING, OutgoingCalls
 from protoframe.core.state import TRANSITIONS, Input, Role, State
 from protoframe.core.traffic import Traffic
 from protoframe.errors import (
     BY_STATUS,
+    Cancelled,
     ConnectionLost,
     Error,
     GoingAway,
@@ -80,6 +82,7 @@ _MESSAGE_KINDS = (_REQUEST, _RESPONSE, _ERROR, _ITEM)
 _HANDSHAKE = 0
 _KEEPALIVE = -1
 _BLOCKED = -2
+_TELLING = -3
 
 _KEEPALIVE_PAYLOAD = bytes(8)
 
@@ -138,7 +141,9 @@ class Conversation:
         self._deadlines = deadlines
         self.traffic = traffic = Traffic(limits, now, deadlines)
         self.outbox = traffic.outbox
-        self._outgoing = outgoing = OutgoingCalls(traffic, limits, 2 - role.value, now, max_result, self._check_drained)
+        self._outgoing = outgoing = OutgoingCalls(
+            traffic, limits, 2 - role.value, now, max_result, self._check_drained, self._tell_later
+        )
         self._incoming = incoming = IncomingCalls(
             traffic, limits, 1 - role.value, now, max_arguments, self._check_drained
         )
@@ -209,6 +214,10 @@ class Conversation:
             else:
                 self._incoming.expire(call_id)
 
+    def handle_heard(self, now: float) -> None:
+        """Part of a frame came: the peer is alive."""
+        self._heard = now
+
     def handle_blocked(self, now: float) -> None:
         """The carrier takes no more for now: the peer does not read.  Nor is it read from meanwhile."""
         self._blocked = now
@@ -228,6 +237,8 @@ class Conversation:
         if identifier == _HANDSHAKE:
             what = "no HELLO" if self.peer is None else "no conversation"
             self.end(HandshakeTimeout(f"{what} within {limits.handshake_timeout:g} s"))
+        elif identifier == _TELLING:
+            self._outgoing.tell()
         elif identifier == _BLOCKED:
             self._blocked_is_watched = False
             if self._blocked is None:
@@ -292,6 +303,15 @@ class Conversation:
             self._incoming.leave_slot(call_id)
         self.outbox.put_control(Kind.END, call_id)
         self._check_drained()
+
+    def leave(self, call_id: int) -> None:
+        """Takes no more of a stream: gives a call of this end up; tells the caller of one of the peer's to stop."""
+        if call_id & 1 == self._own_parity:
+            self.cancel(call_id, Cancelled("the loop over the stream was left"))
+        elif self.traffic.granted.is_open(call_id):
+            self.traffic.granted.close(call_id)
+            self.traffic.stop_holding(call_id)
+            self.outbox.put_control(Kind.STOP, call_id)
 
     def ping(self, payload: bytes) -> None:
         """Sends a PING; `PongReceived` with the same 8 octets follows.
@@ -380,6 +400,8 @@ class Conversation:
             self._incoming.handle_cancel(call_id)
         elif kind == Kind.END:
             self._handle_end(call_id)
+        elif kind == Kind.STOP:
+            self._handle_stop(call_id)
         elif kind == Kind.CREDIT:
             if self.traffic.credit.add(call_id, parse_credit(payload)):
                 self.traffic.events.append(CreditReceived(call_id))
@@ -401,7 +423,7 @@ class Conversation:
             raise RemoteProtocolError("a second HELLO")
         self.peer = hello
         self.traffic.begin(hello)
-        self._outgoing.slots = hello.max_calls
+        self._outgoing.begin(hello.max_calls)
         self._outgoing.takes_streams = hello.stream_credit > 0
         if self._asks_first:
             self.traffic.events.append(Greeted(hello))
@@ -472,6 +494,13 @@ class Conversation:
         if token is not None:
             self.traffic.events.append(EndReceived(call_id, token))
         self._check_drained()
+
+    def _handle_stop(self, call_id: int) -> None:
+        if call_id & 1 != self._own_parity:
+            raise RemoteProtocolError(f"STOP: {call_id} is no call of this end's")
+        if call_id in self.traffic.credit.streams and call_id not in self._outgoing.waiting:
+            self.traffic.stop_items(call_id)
+            self.traffic.events.append(StopReceived(call_id))
 
     # Messages in several frames.
 
@@ -559,6 +588,9 @@ class Conversation:
     def _check_drained(self) -> None:
         if self.traffic.is_ending and not self._outgoing.pending and not self._incoming.running:
             self.traffic.events.append(Drained())
+
+    def _tell_later(self) -> None:
+        self._deadlines.add(_TELLING, self.traffic.now + TELLING)
 
     def _is_awaited(self, identifier: int) -> bool:
         """Whether a deadline, of a call or of the conversation itself, still means something."""

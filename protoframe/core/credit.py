@@ -9,6 +9,7 @@ bounded by the window and one message.
 from __future__ import annotations
 
 from protoframe.core.frames import ITEM_OVERHEAD
+from protoframe.core.limits import Limits
 from protoframe.errors import CreditExceeded, RemoteProtocolError
 
 __all__ = ["Granted", "Received", "cost_of"]
@@ -85,9 +86,10 @@ class Received:
 class _Window:
     """What one stream, or the connection, may hold of what the peer sends."""
 
-    __slots__ = ("left", "returned")
+    __slots__ = ("left", "returned", "used")
 
     def __init__(self, size: int) -> None:
+        self.used = False
         self.left = size
         self.returned = 0
 
@@ -107,14 +109,21 @@ class _Window:
 class Granted:
     """The credit that this end granted: what the peer may send.
 
-    :param stream: that of each stream.
-    :param connection: that of all together.
+    That of a stream comes back when its items are taken.  That of the connection comes back when they arrive, for else
+    a few streams that nobody takes just now would hold up all others; but when more than `Limits.max_unread` waits to
+    be taken, it too comes back only when that is.
+
+    :param limits: how much is granted, of each stream and of all together.
     :ivar streams: the windows of those of which more is wanted, by call id.
     """
 
-    def __init__(self, stream: int, connection: int) -> None:
-        self._stream = stream
-        self._connection = _Window(connection)
+    def __init__(self, limits: Limits) -> None:
+        self._stream = limits.stream_credit
+        self._most = limits.max_unread
+        self._connection = _Window(limits.connection_credit)
+        # What came and was not taken, and how much of its credit was not given back for that.
+        self._unread = 0
+        self._kept = 0
         self.streams: dict[int, _Window] = {}
 
     def open(self, call_id: int) -> None:
@@ -129,6 +138,11 @@ class Granted:
         """Whether something of a stream is still wanted."""
         return call_id in self.streams
 
+    def is_used(self, call_id: int) -> bool:
+        """Whether it is, and something of it came."""
+        window = self.streams.get(call_id)
+        return window is not None and window.used
+
     def spend(self, call_id: int, cost: int) -> None:
         """Something came, of a stream that is open or of one that is not wanted any more.
 
@@ -138,15 +152,24 @@ class Granted:
         if self._connection.left <= 0 or (window is not None and window.left <= 0):
             raise CreditExceeded(f"ITEM: call {call_id} has no credit left")
         self._connection.left -= cost
+        self._unread += cost
+        if self._unread > self._most:
+            self._kept += cost
+        else:
+            self._connection.returned += cost
         if window is not None:
             window.left -= cost
+            window.used = True
 
     def give_back(self, call_id: int, cost: int) -> None:
         """What came was taken, or nobody wants it."""
         window = self.streams.get(call_id)
         if window is not None:
             window.returned += cost
-        self._connection.returned += cost
+        self._unread -= cost
+        given = min(self._kept, cost)
+        self._kept -= given
+        self._connection.returned += given
 
     def grants(self, call_id: int) -> list[tuple[int, int]]:
         """The credit to grant now, of a stream and of all, as call ids (0 for all) and octets."""

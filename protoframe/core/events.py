@@ -26,9 +26,9 @@ __all__ = [
     "Opened",
     "PongReceived",
     "RequestCancelled",
-    "RequestDropped",
     "RequestReceived",
     "ResponseReceived",
+    "StopReceived",
 ]
 
 
@@ -91,12 +91,6 @@ class CallFailed(msgspec.Struct):
     error: Error
 
 
-class RequestDropped(msgspec.Struct, gc=False):
-    """The peer made a call that wants no answer, and there is no room for it."""
-
-    method: bytes
-
-
 class ItemsReceived(msgspec.Struct, gc=False):
     """Items of a stream, of a call of either end.  `Conversation.give_back` is to follow, once they are taken.
 
@@ -121,6 +115,12 @@ class EndReceived(msgspec.Struct):
 
 class CreditReceived(msgspec.Struct, gc=False):
     """Items may go that had to wait: of one stream, or (call id 0) of any."""
+
+    call_id: int
+
+
+class StopReceived(msgspec.Struct, gc=False):
+    """Whoever serves a call of this end takes no more of the stream that goes with it; the call goes on."""
 
     call_id: int
 
@@ -152,10 +152,10 @@ Event = (
     | ResponseReceived
     | ErrorReceived
     | CallFailed
-    | RequestDropped
     | ItemsReceived
     | EndReceived
     | CreditReceived
+    | StopReceived
     | PongReceived
     | Drained
     | Ended

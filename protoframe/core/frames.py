@@ -104,6 +104,7 @@ class Kind(enum.IntEnum):
     ITEM = 0x0A
     END = 0x0B
     CREDIT = 0x0C
+    STOP = 0x0D
 
 
 FIRST_SKIPPED_KIND = 0x80

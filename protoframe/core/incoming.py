@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from protoframe.core.events import RequestCancelled, RequestDropped, RequestReceived
+from protoframe.core.events import RequestCancelled, RequestReceived
 from protoframe.core.floods import Allowance
 from protoframe.core.frames import ErrorBody, Flag, Kind, parse_first_part, parse_request
 from protoframe.core.limits import Limits
@@ -47,7 +47,8 @@ class IncomingCalls:
     :param max_arguments: gives the octets that the arguments of a method may have, where they are bounded.
     :param settled: called when a call is answered.
     :ivar is_open: whether calls are taken.
-    :ivar running: those that take a slot.
+    :ivar running: those that are not answered yet.  Each takes a slot but those that want no answer: their caller is
+        not told when one is free, so it is for whoever serves them to bound them.
     :ivar last: the highest id that was seen.
     :ivar last_late: the highest of those that came after the last GOAWAY: items of theirs may follow.
     :ivar streaming: those of whose answer items were sent.
@@ -181,7 +182,7 @@ class IncomingCalls:
         remaining, method, metadata, arguments = parse_request(message)
         if flags & _ONEWAY and flags & _STREAMS:
             raise RemoteProtocolError(f"REQUEST: ONEWAY, and streams, of call {call_id}")
-        if not self._take_slot(flags, call_id, method, remaining, len(arguments), self._max_message):
+        if not self._take_slot(flags, call_id, remaining, len(arguments), self._max_message):
             return
         if flags & _STREAMS:
             self._traffic.open_streams(call_id, ours=flags & _STREAM, theirs=flags & _ITEMS)
@@ -200,35 +201,30 @@ class IncomingCalls:
             return False
         asked = self._max_arguments(method)
         most = self._max_message if asked is None else min(asked, self._max_message)
-        if not self._take_slot(flags, call_id, method, remaining, length, most):
+        if not self._take_slot(flags, call_id, remaining, length, most):
             return False
         self.suspend(call_id, self._traffic.now + remaining)
         return True
 
-    def _take_slot(self, flags: int, call_id: int, method: bytes, remaining: float, length: int, most: int) -> bool:
+    def _take_slot(self, flags: int, call_id: int, remaining: float, length: int, most: int) -> bool:
         """Whether a call may be served; where it may not, the refusal is sent."""
         if call_id > self.last:
             self.last = call_id
         self.running.add(call_id)
         if flags & _ONEWAY:
             self._oneway.add(call_id)
-        if len(self.running) > self._max_calls:
-            self._refuse_one_too_many(call_id, method)
-        elif length > most:
+        elif len(self.running) - len(self._oneway) > self._max_calls:
+            if not self._cancels.take(self._traffic.now):
+                raise CancelFlood(f"more calls are opened than {self._max_calls} at once, again and again")
+            self._refuse(call_id, TooManyCalls(f"{self._max_calls} calls are in flight on this connection already"))
+            return False
+        if length > most:
             self._refuse(call_id, MessageTooLarge(f"the arguments are {length} bytes, and this end takes {most}"))
         elif not remaining:
             self._refuse(call_id, DeadlineExceeded("the deadline passed before the request was here"))
         else:
             return True
         return False
-
-    def _refuse_one_too_many(self, call_id: int, method: bytes) -> None:
-        if call_id in self._oneway:
-            # Its caller does not keep count, for it is not told when a slot is free.
-            self._traffic.events.append(RequestDropped(method))
-        elif len(self.running) - len(self._oneway) > self._max_calls and not self._cancels.take(self._traffic.now):
-            raise CancelFlood(f"more calls are opened than {self._max_calls} at once, again and again")
-        self._refuse(call_id, TooManyCalls(f"{self._max_calls} calls are in flight on this connection already"))
 
     def handle_late_request(self, flags: int, call_id: int) -> None:
         """A call came that was on the way when GOAWAY was sent.
@@ -245,13 +241,15 @@ class IncomingCalls:
     def handle_cancel(self, call_id: int) -> None:
         """The caller does not wait any more."""
         self._check_id("CANCEL", call_id)
-        if call_id in self.running and call_id not in self.streaming and not self._cancels.take(self._traffic.now):
+        traffic = self._traffic
+        half = traffic.assembler.is_on_the_way(call_id, Kind.REQUEST)
+        counts = call_id in self.running and call_id not in self.streaming and not half
+        if counts and not self._cancels.take(traffic.now):
             most = max(self._limits.cancel_burst, self._limits.max_calls)
             raise CancelFlood(f"more than {most} calls are cancelled at once")
-        traffic = self._traffic
         if traffic.assembler.is_on_the_way(call_id, Kind.ITEM):
             traffic.discard(call_id)
-        if traffic.assembler.is_on_the_way(call_id, Kind.REQUEST):
+        if half:
             # Its rest will not come.  Where it was refused already, nobody waits for an answer.
             traffic.assembler.discard(call_id)
             if call_id in self.running:

@@ -34,7 +34,10 @@ class Limits:
     :param max_unsent: what waits to be sent to a peer that does not read, before it is dropped; at least `max_message`.
     :param max_connections: connections that a `Factory` serves at once; 1 to 10,000,000.
     :param stream_credit: what the items of one stream may cost that came and were not taken yet; 1 KiB to 1 GiB.
-    :param connection_credit: the same, of all streams of a connection; at least `stream_credit`.
+    :param connection_credit: what the items of all streams of a connection may cost that are on the way; at least
+        `stream_credit`.
+    :param max_unread: what those may cost that came and were not taken yet, of all streams of a connection, before the
+        peer has to wait with further ones of any; 0 to 1 TiB.
     :param cancel_burst: calls that the peer may cancel at once, or open above `max_calls`; 1 to 1,000,000.  Where
         `max_calls` is more, that is the number.
     :param cancel_rate: calls a second that it may cancel in the long run; above 0.
@@ -62,6 +65,7 @@ class Limits:
     max_connections: int = 10_000
     stream_credit: int = 256 * KIB
     connection_credit: int = MIB
+    max_unread: int = 16 * MIB
     cancel_burst: int = 1000
     cancel_rate: float = 33.0
     ping_burst: int = 100
@@ -86,6 +90,7 @@ class Limits:
         _integer("max_connections", self.max_connections, 1, 10_000_000)
         _integer("stream_credit", self.stream_credit, KIB, 1024 * MIB)
         _integer("connection_credit", self.connection_credit, self.stream_credit, 1024 * MIB)
+        _integer("max_unread", self.max_unread, 0, 1024 * 1024 * MIB)
         _integer("cancel_burst", self.cancel_burst, 1, 1_000_000)
         _integer("ping_burst", self.ping_burst, 1, 1_000_000)
         for name in (

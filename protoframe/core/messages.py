@@ -58,6 +58,7 @@ class Outbox:
     :ivar cut: large messages that are not all sent, by call id.
     :ivar departed: the call ids of those that are, since whoever waits for them last emptied it.
     :ivar octets: what waits to be sent, headers not counted.
+    :ivar is_left: whether something waited on when `poll` was called last.
     """
 
     def __init__(self, max_frame: int) -> None:
@@ -68,6 +69,7 @@ class Outbox:
         self.cut: dict[int, _Large] = {}
         self.departed: list[int] = []
         self.octets = 0
+        self.is_left = False
         self._large_octets = 0
         self._waiting: deque[_Large] = deque()
         self._waiting_octets = 0
@@ -117,6 +119,7 @@ class Outbox:
 
     def put_control(self, kind: int, call_id: int, payload: bytes = b"") -> None:
         """Lines a frame up that is no message."""
+        self.octets += len(payload)
         self._frames.append(serialize_frame(kind, 0, call_id, payload))
 
     def drop(self, call_id: int) -> bool | None:
@@ -145,13 +148,32 @@ class Outbox:
         dropped, self.cut = set(self.cut), {}
         self.large.clear()
         self._waiting.clear()
-        self.octets = self._large_octets = self._waiting_octets = 0
+        self.octets -= self._large_octets + self._waiting_octets
+        self._large_octets = self._waiting_octets = 0
         return dropped
 
-    def poll(self, allowance: int) -> list[bytes]:
-        """Takes frames out: all that are whole messages, then of large ones about ``allowance`` octets."""
-        frames, self._frames = self._frames, []
-        while self.large and allowance > 0:
+    def poll(self, allowance: int, *, large: bool = True) -> list[bytes]:
+        """Takes out frames of about ``allowance`` octets: those that are whole messages, then large ones in turns.
+
+        :param large: whether any of the latter.
+        """
+        frames = self._frames
+        whole = self.octets - self._large_octets - self._waiting_octets
+        if whole <= allowance:
+            self._frames = []
+            allowance -= whole
+            whole = 0
+        else:
+            whole -= allowance
+            taken = 0
+            while allowance > 0:
+                allowance -= len(frames[taken]) - HEADER.size
+                taken += 1
+            whole += allowance
+            self._frames = frames[taken:]
+            frames = frames[:taken]
+            large = False
+        while large and self.large and allowance > 0:
             message = self.large.popleft()
             message.begun = True
             frame = message.frames.pop()
@@ -164,7 +186,8 @@ class Outbox:
                 del self.cut[message.call_id]
                 self.departed.append(message.call_id)
                 self._start()
-        self.octets = self._large_octets + self._waiting_octets
+        self.octets = whole + self._large_octets + self._waiting_octets
+        self.is_left = bool(self._frames or self.large)
         return frames
 
     def _start(self) -> None:

@@ -6,6 +6,7 @@ Knows who waits for an answer by a token alone; not what a method is, nor how a 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -38,10 +39,15 @@ _STREAM = int(Flag.STREAM)
 _STREAMS = _ITEMS | _STREAM
 _ONEWAY = int(Flag.ONEWAY)
 
-# How often this end tells the peer of a deadline that passed: less often than a peer takes for a flood.  The peer
-# knows the deadline too; that it is told only saves it some work.
-_EXPIRED_BURST = 500
-_EXPIRED_RATE = 16.0
+# How often this end tells the peer that nobody waits for an answer: less often than a peer takes for a flood
+# (`Limits.cancel_burst`).  Of a deadline that passed the peer knows itself: to be told only saves it some work, and
+# half of the telling is kept for the rest.
+_TOLD_BURST = 900
+_TOLD_RATE = 30.0
+_EXPIRED_BURST = _TOLD_BURST // 2
+_EXPIRED_RATE = _TOLD_RATE / 2
+#: Seconds between two rounds of telling, where there is more to tell than that.
+TELLING = 0.1
 
 
 class _Waiting(msgspec.Struct):
@@ -64,6 +70,7 @@ class OutgoingCalls:
     :param now: the time.
     :param max_result: gives the octets that the result, or an item, of a call may have, by its token.
     :param settled: called when a call has its outcome, or its slot is free.
+    :param tell_later: called where `tell` is to be called, after `TELLING` seconds.
     :ivar is_open: whether calls may be made.
     :ivar pending: calls whose slot is not free yet: by id the token; ``None`` once the caller gave up.
     :ivar waiting: of these, the ones that wait for a slot at the peer.
@@ -79,6 +86,7 @@ class OutgoingCalls:
         now: float,
         max_result: Callable[[Any], int | None],
         settled: Callable[[], None],
+        tell_later: Callable[[], None],
     ) -> None:
         self.is_open = False
         self.pending: dict[int, Any] = {}
@@ -91,7 +99,11 @@ class OutgoingCalls:
         self._next_id = first
         self._max_result = max_result
         self._settled = settled
+        self._tell_later = tell_later
+        self._tellings = Allowance(_TOLD_BURST, _TOLD_RATE, now)
         self._expiries = Allowance(_EXPIRED_BURST, _EXPIRED_RATE, now)
+        # Calls that were given up, and of which the peer is to be told when it may be.
+        self._untold: deque[int] = deque()
 
     def request(
         self,
@@ -234,8 +246,9 @@ class OutgoingCalls:
             return
         traffic = self._traffic
         message = traffic.outbox.cut.get(call_id)
-        begun = traffic.drop(call_id)
         asked = message is None or message.kind != _REQUEST
+        # An item that was begun goes on until the peer is told.
+        begun = None if asked and message is not None and message.begun else traffic.drop(call_id)
         if self.waiting.pop(call_id, None) is not None or not (begun or asked):
             # Nothing of it was sent.
             self.settle(call_id)
@@ -245,12 +258,36 @@ class OutgoingCalls:
         if not asked:
             # The peer has no use for half a request.
             error.may_have_run = False
+        # The peer does not count a request of which it has half, nor one whose items came.
+        free = not asked or traffic.granted.is_used(call_id)
         traffic.stop_holding(call_id)
         traffic.close_streams(call_id)
         self.pending[call_id] = None
         traffic.events.append(CallFailed(token, error))
-        if begun or not untold:
+        if free or (not untold and not self._untold and self._tellings.take(traffic.now)):
+            traffic.drop(call_id)
             traffic.outbox.put_control(Kind.CANCEL, call_id)
+        elif not untold:
+            if not self._untold:
+                self._tell_later()
+            self._untold.append(call_id)
+
+    def begin(self, slots: int) -> None:
+        """The peer serves so many calls at once; as many may be given up at once."""
+        self.slots = slots
+        self._tellings = Allowance(max(_TOLD_BURST, slots * 9 // 10), _TOLD_RATE, self._traffic.now)
+
+    def tell(self) -> None:
+        """Tells the peer of as many calls that were given up as it may be told of now."""
+        while self._untold:
+            call_id = self._untold[0]
+            if call_id in self.pending:
+                if not self._tellings.take(self._traffic.now):
+                    self._tell_later()
+                    return
+                self._traffic.drop(call_id)
+                self._traffic.outbox.put_control(Kind.CANCEL, call_id)
+            self._untold.popleft()
 
     def fail_unprocessed(self, last_call_id: int, error: type[Error], text: str) -> None:
         """Fails the calls that a GOAWAY with this last call id rules out, and those that were not sent."""
@@ -276,6 +313,7 @@ class OutgoingCalls:
                 self._traffic.events.append(CallFailed(token, lost))
         self.pending.clear()
         self.waiting.clear()
+        self._untold.clear()
 
     def _start_waiting(self) -> None:
         free = self.slots - (len(self.pending) - len(self.waiting))

@@ -176,6 +176,7 @@ class ItemType:
         """The items of an ITEM.
 
         :raises InvalidArgument: they are not what the annotation says, or not as many as was said.
+        :raises Exception: what a type of the user's raises, in ``__post_init__``, say.
         """
         octets = message[_FIRST_ITEM:]
         try:
@@ -185,9 +186,6 @@ class ItemType:
             items = self._decode_json(octets) if json else self._decode(octets)
         except _CODEC_ERRORS as error:
             raise invalid_argument(error) from None
-        except Exception as error:
-            # A type of the user's that fails in a way of its own, in ``__post_init__``, say.
-            raise InvalidArgument(f"{type(error).__name__}: {error}") from None
         if len(items) != count:
             raise InvalidArgument(f"{len(items)} items where {count} were announced")
         return items
@@ -221,7 +219,7 @@ class Method:
         name: str,
         function: Callable[..., Any],
         options: RequestOptions,
-        permission: str | None = None,
+        permissions: frozenset[str] = frozenset(),
     ) -> None:
         self.protocol = protocol
         self.name = name
@@ -250,7 +248,7 @@ class Method:
             | (Flag.STREAM if is_stream else 0)
             | (Flag.ONEWAY if options.oneway else 0)
         )
-        self.permissions = frozenset(name for name in (permission, options.permission) if name is not None)
+        self.permissions = permissions
         self.errors: Mapping[str, ErrorType] = {cls.__name__: error_type(cls) for cls in options.raises}
         _check_type(self.parameters, where)
         try:
@@ -346,9 +344,7 @@ def methods_of(cls: type) -> Mapping[str, Method]:
             raise TypeError(f"{cls.__name__}.{name}: {owner.__name__} declares a request, and this is no plain method")
         if name in RESERVED or name.startswith("_"):
             raise TypeError(f"{cls.__name__}.{name}: a request cannot have this name, which protoframe uses itself")
-        methods[name] = Method(
-            protocol_name(owner), name, function, _options(cls, name), getattr(cls, PERMISSION, None)
-        )
+        methods[name] = Method(protocol_name(owner), name, function, _options(cls, name), _permissions(cls, name))
     _methods[cls] = methods
     return methods
 
@@ -369,6 +365,18 @@ def _options(cls: type, name: str) -> RequestOptions:
         if isinstance(options, RequestOptions):
             return options
     raise TypeError(f"{cls.__name__}.{name} is no request")
+
+
+def _permissions(cls: type, name: str) -> frozenset[str]:
+    """What a peer must be permitted: all that any class above asks for, of its methods or of this one.
+
+    No subclass takes a permission away, whatever it overrides.
+    """
+    asked = set()
+    for base in cls.__mro__:
+        options = getattr(base.__dict__.get(name), MARK, None)
+        asked |= {base.__dict__.get(PERMISSION), options.permission if options is not None else None}
+    return frozenset(permission for permission in asked if permission is not None)
 
 
 def is_declaration(function: Callable[..., Any], hints: Mapping[str, Any]) -> bool:

@@ -40,7 +40,7 @@ class Traffic:
         self.outbox = Outbox(limits.max_frame)
         self.assembler = Assembler(limits.max_unfinished)
         self.credit = Received()
-        self.granted = Granted(limits.stream_credit, limits.connection_credit)
+        self.granted = Granted(limits)
         self.deadlines = deadlines
         self.max_message = 0
         self.is_ending = False
@@ -60,7 +60,7 @@ class Traffic:
         self.deadlines.clear()
         self.assembler.clear()
         self.credit = Received()
-        self.granted = Granted(self._limits.stream_credit, self._limits.connection_credit)
+        self.granted = Granted(self._limits)
 
     # Messages.
 
@@ -113,6 +113,13 @@ class Traffic:
         message = COUNT.pack(count) + octets
         self.credit.spend(call_id, cost_of(len(message), count))
         self.outbox.put(_ITEM, 0, call_id, message)
+
+    def stop_items(self, call_id: int) -> None:
+        """Sends no more of a stream; an item that was begun is finished, for it is no message of its own."""
+        message = self.outbox.cut.get(call_id)
+        if message is not None and message.kind == _ITEM and not message.begun:
+            self.drop(call_id)
+        self.credit.close(call_id)
 
     def give_back(self, call_id: int, cost: int) -> None:
         """Items that came are taken, or nobody wants them: the peer may send more."""

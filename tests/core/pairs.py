@@ -31,7 +31,7 @@ E = TypeVar("E")
 #: Small enough that a few octets meet every bound.
 SMALL = Limits(max_frame=2048, max_message=6000, max_unfinished=12000, max_calls=3, max_waiting=4)
 
-HELLO, REQUEST, RESPONSE, ERROR, CHUNK, CANCEL, PING, PONG, GOAWAY, ITEM, END, CREDIT = range(1, 13)
+HELLO, REQUEST, RESPONSE, ERROR, CHUNK, CANCEL, PING, PONG, GOAWAY, ITEM, END, CREDIT, STOP = range(1, 14)
 MORE, NOT_PROCESSED, JSON, ITEMS, STREAM, ONEWAY = 1, 2, 4, 8, 16, 32
 
 SETTINGS = (
@@ -81,8 +81,9 @@ class End:
         self._prefix = role.name[0]
 
     def send(self, allowance: int = 1 << 30) -> None:
-        """Puts what there is to send into the link."""
-        for octets in self.conversation.outbox.poll(allowance):
+        """Puts what there is to send into the link: all that is whole, and about so much of large messages."""
+        outbox = self.conversation.outbox
+        for octets in (*outbox.poll(1 << 30, large=False), *outbox.poll(allowance)):
             self.link += octets
 
     def receive(self, octets: bytes) -> None:

@@ -110,7 +110,7 @@ def read(kind: int, flags: int, call_id: int, payload: bytes) -> dict[str, Any]:
         meaning |= {"count": frames.parse_count(payload), "items": decode(payload[2:])}
     elif kind == Kind.CREDIT:
         meaning["octets"] = frames.parse_credit(payload)
-    elif kind not in (Kind.CANCEL, Kind.END):
+    elif kind not in (Kind.CANCEL, Kind.END, Kind.STOP):
         meaning["payload"] = payload.hex()
     return meaning
 

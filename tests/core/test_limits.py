@@ -16,6 +16,7 @@ BOUNDS = {
     "max_waiting": (0, 10_000_000),
     "max_connections": (1, 10_000_000),
     "stream_credit": (1024, 1 << 30),
+    "max_unread": (0, 1 << 40),
     "cancel_burst": (1, 1_000_000),
     "ping_burst": (1, 1_000_000),
 }
