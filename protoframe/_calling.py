@@ -44,7 +44,7 @@ from protoframe.errors import (
     TooManyCalls,
     unknown_error,
 )
-from protoframe.interceptors import IInterceptor, InterceptedCall, run
+from protoframe.interceptors import InterceptedCall, Interceptor, run
 
 __all__ = ["CallCancelled", "Caller", "JSONMethod", "JSONStream", "PendingCall", "PendingStream", "failed", "not_run"]
 
@@ -248,12 +248,12 @@ class Caller:
         self._senders: dict[int, tuple[Outlet, RunningHandler]] = {}
         self.oneway: list[tuple[Deferred[None], Scope]] = []
         self.is_intercepted = False
-        self._interceptors: Sequence[IInterceptor] = ()
+        self._interceptors: Sequence[Interceptor] = ()
         self._seen: tuple[Any, str, Callable[[], Any]] = (None, "", lambda: None)
 
     def intercept(
         self,
-        interceptors: Sequence[IInterceptor],
+        interceptors: Sequence[Interceptor],
         address: Any,
         where: str,
         identity: Callable[[], Any],

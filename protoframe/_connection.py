@@ -29,7 +29,7 @@ from protoframe._proxy import proxy_class
 from protoframe._serving import MethodTable, Server
 from protoframe._streaming import Inlets, Outlets, Stream
 from protoframe._tls import describe_tls_failure
-from protoframe.authentication import IAuthenticator, Identity, Shown, certificate_identity, identify
+from protoframe.authentication import Authenticator, Identity, Shown, certificate_identity, identify
 from protoframe.core.conversation import Conversation
 from protoframe.core.events import (
     CallFailed,
@@ -63,7 +63,7 @@ from protoframe.errors import (
     Unauthenticated,
     WriteTimeout,
 )
-from protoframe.interceptors import IInterceptor
+from protoframe.interceptors import Interceptor
 
 __all__ = ["Carrier", "Connection"]
 
@@ -153,9 +153,9 @@ class Connection:
         agent: str,
         *,
         token: str = "",
-        authenticator: IAuthenticator | None = None,
+        authenticator: Authenticator | None = None,
         anonymous: bool = False,
-        interceptors: Sequence[IInterceptor] = (),
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         self.address = address
         self.where = _where(address)

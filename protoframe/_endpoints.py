@@ -43,7 +43,7 @@ from protoframe.authentication import Token
 from protoframe.core.limits import Limits
 from protoframe.core.state import Role
 from protoframe.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, Error, Unauthenticated, VersionMismatch
-from protoframe.interceptors import IInterceptor, checked
+from protoframe.interceptors import Interceptor, checked
 
 __all__ = ["Connecting", "ListeningPort", "connect", "listen"]
 
@@ -168,7 +168,7 @@ class _ClientFactory(ClientFactory):
         limits: Limits,
         serving: list[Protocol[Any]],
         token: Token | None = None,
-        interceptors: tuple[IInterceptor, ...] = (),
+        interceptors: tuple[Interceptor, ...] = (),
     ) -> None:
         self._reactor = reactor
         self._token = token
@@ -217,7 +217,7 @@ def connect(
     serving: Protocol[Any] | type[Protocol[Any]] | None = None,
     limits: Limits | None = None,
     token: Token | None = None,
-    interceptors: Iterable[IInterceptor] = (),
+    interceptors: Iterable[Interceptor] = (),
 ) -> Connecting[P]:
     """Opens a conversation with a server.
 

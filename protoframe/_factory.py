@@ -25,13 +25,13 @@ from protoframe.core.limits import Limits
 from protoframe.core.schema import Method, methods_of, wire_names
 from protoframe.core.state import Role
 from protoframe.errors import TooManyConnections
-from protoframe.interceptors import IInterceptor, checked
+from protoframe.interceptors import Interceptor, checked
 from protoframe.reflection import Reflection
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from protoframe.authentication import IAuthenticator
+    from protoframe.authentication import Authenticator
 
 __all__ = ["AGENT", "Factory"]
 
@@ -88,9 +88,9 @@ class Factory(TwistedFactory):
         limits: Limits | None = None,
         reflection: bool = True,
         reactor: IReactorTime | None = None,
-        authenticator: IAuthenticator | None = None,
+        authenticator: Authenticator | None = None,
         anonymous: bool = False,
-        interceptors: Iterable[IInterceptor] = (),
+        interceptors: Iterable[Interceptor] = (),
     ) -> None:
         if authenticator is not None and not is_authenticator(authenticator):
             raise TypeError(f"authenticator: {authenticator!r} does not provide IAuthenticator")

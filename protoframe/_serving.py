@@ -47,7 +47,7 @@ from protoframe.errors import (
     Unauthenticated,
     UnknownMethod,
 )
-from protoframe.interceptors import Chain, IInterceptor, InterceptedCall
+from protoframe.interceptors import Chain, InterceptedCall, Interceptor
 
 __all__ = ["MethodTable", "Server"]
 
@@ -99,7 +99,7 @@ class Server:
         where: str,
         outlets: Outlets,
         inlets: Inlets,
-        interceptors: Sequence[IInterceptor],
+        interceptors: Sequence[Interceptor],
         wake: Callable[[], None],
     ) -> None:
         self._conversation = conversation

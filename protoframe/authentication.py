@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import msgspec
 from zope.interface import Interface, implementer
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 __all__ = [
+    "Authenticator",
     "CertificateAuthenticator",
     "FirstOf",
     "IAuthenticator",
@@ -83,7 +84,15 @@ class IAuthenticator(Interface):
         """
 
 
-async def identify(authenticator: IAuthenticator, shown: Shown) -> Identity | None:
+class Authenticator(Protocol):
+    """What provides `IAuthenticator`, as type checkers see it without a plugin for zope.interface."""
+
+    def authenticate(self, shown: Shown) -> Identity | Awaitable[Identity | None] | None:
+        """See `IAuthenticator`."""
+        ...
+
+
+async def identify(authenticator: Authenticator, shown: Shown) -> Identity | None:
     """Who has shown this, whichever way the authenticator gives its answer.
 
     :raises Unauthenticated: what was shown is wrong.
@@ -232,7 +241,7 @@ class FirstOf:
     :raises TypeError: one of them is no authenticator.
     """
 
-    def __init__(self, *authenticators: IAuthenticator) -> None:
+    def __init__(self, *authenticators: Authenticator) -> None:
         for authenticator in authenticators:
             if not IAuthenticator.providedBy(authenticator):
                 raise TypeError(f"{authenticator!r} does not provide IAuthenticator")

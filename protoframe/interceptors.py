@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -23,7 +23,17 @@ from protoframe.errors import Error, LocalProtocolError, Status
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-__all__ = ["Chain", "IInterceptor", "InterceptedCall", "LogCalls", "MeterCalls", "checked", "run", "status_of"]
+__all__ = [
+    "Chain",
+    "IInterceptor",
+    "InterceptedCall",
+    "Interceptor",
+    "LogCalls",
+    "MeterCalls",
+    "checked",
+    "run",
+    "status_of",
+]
 
 # Not in a class: there its namespace would become the class's name.
 _log = Logger(namespace="protoframe.calls")
@@ -69,7 +79,15 @@ class IInterceptor(Interface):
         """
 
 
-def checked(interceptors: Iterable[IInterceptor]) -> tuple[IInterceptor, ...]:
+class Interceptor(Protocol):
+    """What provides `IInterceptor`, as type checkers see it without a plugin for zope.interface."""
+
+    def intercept(self, call: InterceptedCall, proceed: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
+        """See `IInterceptor`."""
+        ...
+
+
+def checked(interceptors: Iterable[Interceptor]) -> tuple[Interceptor, ...]:
     """The interceptors, for `run`.
 
     :raises TypeError: one of them is none.
@@ -94,7 +112,7 @@ class Chain:
     __slots__ = ("_call", "_innermost", "_interceptors", "innermost_error")
 
     def __init__(
-        self, interceptors: Sequence[IInterceptor], call: InterceptedCall, innermost: Callable[[], Any]
+        self, interceptors: Sequence[Interceptor], call: InterceptedCall, innermost: Callable[[], Any]
     ) -> None:
         self._interceptors = interceptors
         self._call = call
@@ -136,7 +154,7 @@ class Chain:
 
 
 def run(
-    interceptors: Sequence[IInterceptor], call: InterceptedCall, innermost: Callable[[], Any]
+    interceptors: Sequence[Interceptor], call: InterceptedCall, innermost: Callable[[], Any]
 ) -> Coroutine[Any, Any, Any]:
     """Runs interceptors around a call, as `Chain` does, for whoever need not know which of them raised what."""
     return Chain(interceptors, call, innermost).run()

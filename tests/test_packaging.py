@@ -26,8 +26,10 @@ NOT_SOURCES = shutil.ignore_patterns(
 #: What the modules of the public face name in `__all__` for other modules of the package alone.
 INTERNAL = {
     "AGENT",
+    "Authenticator",
     "Carrier",
     "Chain",
+    "Interceptor",
     "certificate_identity",
     "checked",
     "identify",

@@ -496,7 +496,7 @@ class Conversation:
         self._check_drained()
 
     def _handle_stop(self, call_id: int) -> None:
-        if call_id & 1 != self._own_parity:
+        if call_id & 1 != self._own_parity or not call_id:
             raise RemoteProtocolError(f"STOP: {call_id} is no call of this end's")
         if call_id in self.traffic.credit.streams and call_id not in self._outgoing.waiting:
             self.traffic.stop_items(call_id)

@@ -301,7 +301,7 @@ class Messages(SynchronousTestCase):
             self.assertEqual(frames.parse_first_part(serialize_request(seconds, b"m", b"", b""), 9)[0], told, seconds)
             box = Outbox(2048)
             box.put_request(1, 0, seconds, b"m", b"", b"")
-            (octets,) = box.poll(0)
+            (octets,) = box.poll(1 << 20, large=False)
             self.assertEqual(frames.parse_request(octets[12:])[0], told, seconds)
 
 
@@ -379,7 +379,7 @@ class Bodies(SynchronousTestCase):
             self.assertRaises(RemoteProtocolError, Hello.parse, payload[:length])
 
     def test_an_agent_that_is_too_long_is_cut_before_it_is_sent(self):
-        (octets,) = Conversation(Role.INITIATOR, Limits(), 0.0, "é" * 100_000).outbox.poll(0)
+        (octets,) = Conversation(Role.INITIATOR, Limits(), 0.0, "é" * 100_000).outbox.poll(1 << 20, large=False)
         self.assertEqual(Hello.parse(octets[12:]).agent, "é" * 512)
 
     def test_a_token_is_shown_to_nobody_but_the_peer(self):
@@ -390,7 +390,9 @@ class Bodies(SynchronousTestCase):
 
     def test_a_token_and_an_agent_that_are_as_long_as_they_may_be_fit_a_hello(self):
         limits = Limits(max_message=1 << 30, max_unfinished=1 << 40, max_unsent=1 << 40)
-        (octets,) = Conversation(Role.INITIATOR, limits, 0.0, "a" * 9999, token="t" * 1024).outbox.poll(0)
+        (octets,) = Conversation(Role.INITIATOR, limits, 0.0, "a" * 9999, token="t" * 1024).outbox.poll(
+            1 << 20, large=False
+        )
         self.assertEqual(Hello.parse(octets[12:]).token, "t" * 1024)
 
     def test_unknown_flags_are_ignored(self):

@@ -43,7 +43,7 @@ class OutboxTests(SynchronousTestCase):
         box.put_control(CANCEL, 3)
         box.put_request(5, 0, 1.5, b"P.m", b"\x80", b"\x80")
         self.assertEqual(
-            b"".join(box.poll(0)),
+            b"".join(box.poll(1 << 20, large=False)),
             frame(RESPONSE, 4, 1, b"one")
             + frame(CANCEL, 0, 3)
             + frame(REQUEST, 0, 5, struct.pack("!IHH", 1500, 3, 1) + b"P.m\x80\x80"),
@@ -70,12 +70,23 @@ class OutboxTests(SynchronousTestCase):
         box.put(RESPONSE, 0, 1, bytes(10 * ROOM))
         self.assertEqual(ids(box.poll(1)), [1])
         box.put(RESPONSE, 0, 3, b"small")
-        self.assertEqual(ids(box.poll(1)), [3, 1])
+        self.assertEqual(ids(box.poll(6)), [3, 1])
+
+    def test_what_is_whole_keeps_to_the_allowance_too_and_goes_in_order(self):
+        box = outbox()
+        box.put(RESPONSE, 0, 1, bytes(10 * ROOM))
+        for call_id in (3, 5, 7, 9):
+            box.put(RESPONSE, 0, call_id, bytes(1000))
+        self.assertEqual((ids(box.poll(1500)), box.is_left, box.octets), ([3, 5], True, 10 * ROOM + 2000))
+        self.assertEqual((ids(box.poll(1000, large=False)), box.is_left), ([7], True))
+        self.assertEqual(ids(box.poll(1001)), [9, 1])
+        self.assertEqual(ids(box.poll(1 << 20)), [1] * 10)
+        self.assertEqual((box.is_left, box.octets), (False, 0))
 
     def test_the_allowance_is_kept_to_a_frame(self):
         box = outbox()
         box.put(RESPONSE, 0, 1, bytes(100 * ROOM))
-        self.assertEqual(len(box.poll(0)), 0)
+        self.assertEqual(len(box.poll(1 << 20, large=False)), 0)
         self.assertEqual(len(box.poll(2048)), 1)
         self.assertEqual(len(box.poll(2049)), 2)
         self.assertTrue(box)

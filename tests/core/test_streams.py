@@ -22,6 +22,7 @@ from protoframe.core.events import (
     RequestCancelled,
     RequestReceived,
     ResponseReceived,
+    StopReceived,
 )
 from protoframe.core.frames import ErrorBody
 from protoframe.core.limits import Limits
@@ -49,6 +50,7 @@ from tests.core.pairs import (
     ONEWAY,
     REQUEST,
     RESPONSE,
+    STOP,
     STREAM,
     STREAMING,
     Pair,
@@ -71,6 +73,8 @@ TIGHT = Limits(
     stream_credit=4096,
     connection_credit=6144,
 )
+#: The same of an end that lets the peer send more only when what came is taken.
+STRICT = dataclasses.replace(TIGHT, max_unread=0)
 
 
 class OctetPair(Pair):
@@ -83,9 +87,10 @@ class OctetPair(Pair):
 
 class Case(SynchronousTestCase):
     pairs = Pair
+    limits = TIGHT
 
     def setUp(self):
-        self.pair = self.pairs(TIGHT, TIGHT)
+        self.pair = self.pairs(self.limits, self.limits)
         self.caller, self.server = self.pair.initiator, self.pair.acceptor
         self.taken = dict.fromkeys(self.pair.ends, 0)
 
@@ -155,9 +160,11 @@ def check_whole(pair):
             conversation._outgoing.pending,
         ):
             assert not state, state
-        window = conversation.traffic.granted._connection
+        granted = conversation.traffic.granted
+        window = granted._connection
         assert window.left == sender.traffic.credit.connection, "an end believes in other credit than the other"
-        assert window.left + window.returned == end.limits.connection_credit, "credit leaked"
+        assert window.left + window.returned + granted._kept == end.limits.connection_credit, "credit leaked"
+        assert granted._unread == granted._kept == 0, "something is taken for unread"
         # What is kept back until it is worth a frame is less than what is left: it holds nobody up.
         assert window.returned < window.left
 
@@ -462,16 +469,20 @@ class CreditOfStreams(Case):
         self.server.conversation.end_items(call_id)
         self.finish()
 
-    def test_all_streams_share_the_credit_of_the_connection(self):
+    def test_all_streams_share_the_credit_of_the_connection_for_what_is_on_the_way(self):
         one, _ = self.call(STREAM)
         other, _ = self.call(STREAM)
-        self.assertEqual((self.fill(self.server, one), self.fill(self.server, other)), (4, 2))
+        for call_id, most in ((one, 4), (other, 2)):
+            for _ in range(most):
+                self.assertGreater(self.server.conversation.room(call_id), 0)
+                self.send(self.server, call_id, "x", size=1000)
+            self.assertEqual(self.server.conversation.room(call_id), 0)
         self.assertLessEqual(self.server.conversation.traffic.credit.connection, 0)
         self.assertGreater(self.server.conversation.traffic.credit.streams[other], 0)
+        self.pair.settle()
         self.server.events.clear()
         self.take(self.caller)
         self.pair.settle()
-        self.assertIn(CreditReceived(0), self.server.events)
         self.assertGreater(self.server.conversation.room(other), 0)
         self.server.conversation.end_items(one)
         self.server.conversation.end_items(other)
@@ -727,6 +738,386 @@ class CreditOfStreams(Case):
         self.assertTrue(self.caller.outcome(token).error.may_have_run)
 
 
+class StrictCreditOfStreams(CreditOfStreams):
+    limits = STRICT
+
+    def test_what_is_not_taken_holds_up_all_streams(self):
+        one, _ = self.call(STREAM)
+        other, _ = self.call(STREAM)
+        self.assertEqual((self.fill(self.server, one), self.fill(self.server, other)), (4, 2))
+        self.assertLessEqual(self.server.conversation.traffic.credit.connection, 0)
+        self.assertGreater(self.server.conversation.traffic.credit.streams[other], 0)
+        self.server.events.clear()
+        self.take(self.caller)
+        self.pair.settle()
+        self.assertIn(CreditReceived(0), self.server.events)
+        self.assertGreater(self.server.conversation.room(other), 0)
+        self.server.conversation.end_items(one)
+        self.server.conversation.end_items(other)
+        self.finish()
+
+
+class Unread(CreditOfStreams):
+    """Items that nobody takes just now, and what they let others do."""
+
+    limits = dataclasses.replace(TIGHT, max_calls=20, max_unread=100_000)
+
+    def fill_all(self, number):
+        """Streams that were sent as long as there was room, and of which nothing is taken."""
+        streams = [self.call(STREAM)[0] for _ in range(number)]
+        for call_id in streams:
+            self.assertEqual(self.fill(self.server, call_id), 4)
+        return streams
+
+    def end_all(self, streams):
+        for call_id in streams:
+            self.server.conversation.end_items(call_id)
+        self.finish()
+
+    def test_streams_that_nobody_takes_hold_up_no_other(self):
+        streams = self.fill_all(12)
+        fast, _ = self.call(STREAM)
+        already = len(self.caller.of(ItemsReceived))
+        for number in range(60):
+            self.assertGreater(self.server.conversation.room(fast), 0, number)
+            self.send(self.server, fast, "x", size=1000)
+            self.pair.settle()
+            (event,) = self.caller.of(ItemsReceived)[already:]
+            self.caller.conversation.give_back(fast, event.cost)
+            self.caller.events.remove(event)
+            self.pair.settle()
+        for call_id in streams:
+            self.assertEqual(self.server.conversation.room(call_id), 0)
+        self.end_all([*streams, fast])
+
+    def test_the_defaults_let_many_be_unread(self):
+        limits = Limits()
+        self.pair = Pair(limits, limits)
+        self.caller, self.server = self.pair.initiator, self.pair.acceptor
+        self.taken = dict.fromkeys(self.pair.ends, 0)
+        streams = [self.call(STREAM)[0] for _ in range(40)]
+        for call_id in streams:
+            # Six of them would be more than the credit of the connection.
+            self.assertEqual(self.fill(self.server, call_id, size=65_000), 5)
+        fast, _ = self.call(STREAM)
+        self.assertEqual(self.server.conversation.room(fast), limits.stream_credit)
+        self.end_all([*streams, fast])
+
+    def test_more_than_is_held_unread_holds_up_all_until_some_is_taken(self):
+        limits = dataclasses.replace(self.limits, max_unread=10_000)
+        self.pair = Pair(limits, limits)
+        self.caller, self.server = self.pair.initiator, self.pair.acceptor
+        self.taken = dict.fromkeys(self.pair.ends, 0)
+        streams = [self.call(STREAM)[0] for _ in range(8)]
+        sent = [self.fill(self.server, call_id) for call_id in streams]
+        # Nine items are up to 10,000 octets, and six more spend all of the connection's credit.
+        self.assertEqual(sent, [4, 4, 4, 3, 0, 0, 0, 0])
+        self.assertLessEqual(self.server.conversation.traffic.credit.connection, 0)
+        granted = self.caller.conversation.traffic.granted
+        self.assertEqual((granted._unread, granted._kept), (15 * 1034, 6 * 1034))
+        self.pair.advance(1.0)
+        self.pair.settle()
+        self.assertEqual(self.server.conversation.room(streams[-1]), 0)
+        for taken in range(1, 16):
+            self.server.events.clear()
+            event = self.caller.of(ItemsReceived)[taken - 1]
+            self.caller.conversation.give_back(event.call_id, event.cost)
+            self.pair.settle()
+            self.assertGreater(self.server.conversation.room(streams[-1]), 0)
+            self.assertEqual(CreditReceived(0) in self.server.events, taken == 1)
+            self.assertEqual(granted._kept, max(0, 6 - taken) * 1034)
+        self.taken[self.caller] = 15
+        self.end_all(streams)
+
+    def test_the_credit_of_a_stream_comes_back_only_when_its_items_are_taken(self):
+        (call_id,) = self.fill_all(1)
+        self.server.events.clear()
+        self.pair.advance(1.0)
+        self.pair.settle()
+        self.assertEqual((self.server.events, self.server.conversation.room(call_id)), ([], 0))
+        self.assertGreater(self.server.conversation.traffic.credit.connection, 0)
+        self.take(self.caller)
+        self.pair.settle()
+        self.assertIn(CreditReceived(call_id), self.server.events)
+        self.end_all([call_id])
+
+    def test_a_large_item_counts_from_its_first_frame_and_not_twice_when_it_does_not_come(self):
+        call_id, _ = self.call(ITEMS)
+        self.send(self.caller, call_id, "x", size=5000)
+        self.caller.send(1)
+        self.pair.deliver(self.caller)
+        granted = self.server.conversation.traffic.granted
+        self.assertEqual(granted._unread, 5034)
+        self.caller.conversation.cancel(call_id)
+        self.pair.settle()
+        self.assertEqual(granted._unread, 0)
+        self.server.conversation.refuse(call_id, ErrorBody(1, "Cancelled", ""))
+        self.finish()
+
+
+class Stops(Case):
+    """Whoever serves a call takes no more of the stream that comes with it, and the call goes on."""
+
+    def leave(self, call_id):
+        self.server.conversation.leave(call_id)
+        self.server.send()
+
+    def answer(self, call_id, token):
+        """The call goes on to its answer."""
+        self.assertEqual(self.caller.outcomes(token), [])
+        self.server.conversation.respond(call_id, b"r")
+        self.finish()
+        self.assertEqual(self.caller.outcome(token), ResponseReceived(token, b"r"))
+
+    def test_the_caller_is_told_and_sends_no_more_and_the_call_goes_on(self):
+        call_id, token = self.call(ITEMS)
+        self.send(self.caller, call_id, "a")
+        self.pair.settle()
+        self.leave(call_id)
+        self.assertEqual(cut(bytes(self.server.link)), [(STOP, 0, call_id, b"")])
+        self.pair.settle()
+        self.assertEqual(self.caller.of(StopReceived), [StopReceived(call_id)])
+        self.assertEqual(self.caller.conversation.room(call_id), 0)
+        self.assertRaises(LocalProtocolError, self.send, self.caller, call_id, "b")
+        self.assertRaises(LocalProtocolError, self.caller.conversation.end_items, call_id)
+        self.assertEqual(self.frames(self.caller), [])
+        self.assertEqual(self.texts(self.server, call_id), ["a"])
+        self.answer(call_id, token)
+        self.assertEqual(self.server.of(RequestCancelled), [])
+
+    def test_the_answer_may_still_be_a_stream(self):
+        call_id, token = self.call(BOTH)
+        self.leave(call_id)
+        self.pair.settle()
+        self.send(self.server, call_id, "a")
+        self.pair.settle()
+        self.assertEqual(self.texts(self.caller, call_id), ["a"])
+        self.server.conversation.end_items(call_id)
+        self.finish()
+        self.assertEqual(self.caller.outcome(token), EndReceived(call_id, token))
+
+    def test_items_and_the_end_that_cross_it_are_ignored_and_given_back(self):
+        for ends in (False, True):
+            call_id, token = self.call(ITEMS)
+            self.leave(call_id)
+            self.send(self.caller, call_id, "a", size=1000)
+            self.send(self.caller, call_id, "b", size=1000)
+            if ends:
+                self.caller.conversation.end_items(call_id)
+            self.pair.settle()
+            self.assertEqual((self.server.of(ItemsReceived), self.server.of(EndReceived)), ([], []))
+            self.assertEqual(StopReceived(call_id) in self.caller.events, not ends)
+            self.answer(call_id, token)
+
+    def test_what_came_and_was_not_taken_is_given_back_later(self):
+        call_id, token = self.call(ITEMS)
+        self.send(self.caller, call_id, "a", size=1500)
+        self.pair.settle()
+        self.leave(call_id)
+        self.pair.settle()
+        self.take(self.server)
+        self.answer(call_id, token)
+
+    def test_a_large_item_that_was_not_begun_is_not_sent_and_costs_nothing(self):
+        call_id, token = self.call(ITEMS)
+        other, _ = self.call(ITEMS)
+        self.send(self.caller, call_id, "x", size=6000)
+        self.send(self.caller, other, "y", size=2000)
+        self.assertEqual(self.caller.conversation.room(other), 0)
+        self.leave(call_id)
+        self.pair.deliver(self.server)
+        self.assertEqual(self.caller.conversation.traffic.credit.connection, 6144 - 2034)
+        self.assertIn(CreditReceived(0), self.caller.events)
+        self.assertEqual(self.frames(self.caller), [(ITEM, 0, other)])
+        self.caller.link += frame(ITEM, 0, other, b"\0\1y".ljust(2002, b"."))
+        self.server.conversation.respond(other, b"")
+        self.answer(call_id, token)
+
+    def test_one_that_was_begun_is_finished(self):
+        for arrives in (False, True):
+            self.setUp()
+            call_id, token = self.call(ITEMS)
+            self.send(self.caller, call_id, "x", size=5000)
+            self.caller.send(1)
+            if arrives:
+                self.pair.deliver(self.caller)
+            self.leave(call_id)
+            # What came of it is forgotten, and its credit comes back.
+            self.assertEqual(self.server.conversation.traffic.assembler._octets, 0)
+            self.assertEqual(self.server.conversation.traffic.granted._unread, 0)
+            self.pair.deliver(self.server)
+            self.assertEqual(self.caller.conversation.room(call_id), 0)
+            self.caller.send()
+            kinds = [one[:2] for one in cut(bytes(self.caller.link))]
+            self.assertEqual(kinds, [(ITEM, MORE), (CHUNK, MORE), (CHUNK, 0)][arrives:])
+            self.pair.settle()
+            self.assertEqual(self.server.of(ItemsReceived), [])
+            self.answer(call_id, token)
+
+    def test_the_answer_and_a_cancel_end_one_that_was_begun(self):
+        for how in ("answer", "cancel", "expire"):
+            self.setUp()
+            call_id, token = self.call(ITEMS, timeout=5.0)
+            self.send(self.caller, call_id, "x", size=5000)
+            self.caller.send(1)
+            self.leave(call_id)
+            self.pair.deliver(self.server)
+            if how == "answer":
+                self.server.conversation.respond(call_id, b"")
+                self.server.send()
+                self.pair.deliver(self.server)
+            elif how == "cancel":
+                self.caller.conversation.cancel(call_id)
+            else:
+                self.pair.advance(5.0)
+            self.caller.send()
+            self.assertEqual([one[0] for one in cut(bytes(self.caller.link))], [ITEM, CANCEL])
+            self.pair.settle()
+            if how != "answer":
+                self.server.conversation.refuse(call_id, ErrorBody(1, "Cancelled", ""))
+            self.finish()
+            self.caller.outcome(token)
+
+    def test_it_crosses_a_cancel(self):
+        call_id, token = self.call(BOTH)
+        self.leave(call_id)
+        self.caller.conversation.cancel(call_id)
+        self.pair.settle()
+        self.assertEqual(self.caller.of(StopReceived), [])
+        self.assertEqual(self.server.of(RequestCancelled), [RequestCancelled(call_id, False)])
+        self.server.conversation.leave(call_id)
+        self.server.conversation.refuse(call_id, ErrorBody(1, "Cancelled", ""))
+        self.finish()
+        self.assertIsInstance(self.caller.outcome(token).error, Cancelled)
+
+    def test_after_it_a_call_may_be_cancelled_or_run_out_of_time(self):
+        for how in ("cancel", "expire"):
+            call_id, token = self.call(ITEMS, timeout=5.0)
+            self.leave(call_id)
+            self.pair.settle()
+            if how == "cancel":
+                self.caller.conversation.cancel(call_id)
+            else:
+                self.pair.advance(5.0)
+            self.pair.settle()
+            self.assertEqual(self.server.of(RequestCancelled)[-1], RequestCancelled(call_id, False))
+            self.server.conversation.refuse(call_id, ErrorBody(1, "Cancelled", ""))
+            self.finish()
+            self.assertIsInstance(self.caller.outcome(token), CallFailed)
+
+    def test_it_goes_on_after_goaway_of_either_end(self):
+        for leaving in (0, 1):
+            for crossing in (False, True):
+                self.setUp()
+                call_id, token = self.call(ITEMS)
+                self.pair.ends[leaving].conversation.go_away()
+                if not crossing:
+                    self.pair.settle()
+                self.leave(call_id)
+                self.pair.settle()
+                self.assertEqual(self.caller.of(StopReceived), [StopReceived(call_id)])
+                self.assertEqual(self.caller.of(Drained), [])
+                self.answer(call_id, token)
+                self.assertEqual([end.of(Drained) for end in self.pair.ends], [[Drained()]] * 2)
+
+    def test_it_is_sent_once_and_only_while_there_is_something_to_stop(self):
+        plain, _ = self.call(0)
+        streamed, _ = self.call(STREAM)
+        call_id, token = self.call(ITEMS)
+        for _ in range(2):
+            self.server.conversation.leave(call_id)
+        self.assertEqual(self.frames(self.server), [(STOP, 0, call_id)])
+        for one in (plain, streamed, 99):
+            self.server.conversation.leave(one)
+        self.server.conversation.respond(plain, b"")
+        self.pair.settle()
+        self.server.conversation.leave(plain)
+        ended, _ = self.call(ITEMS)
+        self.caller.conversation.end_items(ended)
+        self.pair.settle()
+        self.server.conversation.leave(ended)
+        self.assertEqual(self.frames(self.server), [])
+        self.server.conversation.respond(ended, b"")
+        self.server.conversation.leave(ended)
+        self.server.conversation.end_items(streamed)
+        # Of the one that is stopped nothing was delivered.
+        self.caller.receive(frame(STOP, 0, call_id))
+        self.answer(call_id, token)
+        for end in self.pair.ends:
+            end.lose()
+        self.server.conversation.leave(call_id)
+        self.assertEqual(self.frames(self.server), [])
+
+    def test_whoever_leaves_a_stream_that_is_an_answer_gives_the_call_up(self):
+        for flags in (STREAM, BOTH):
+            call_id, token = self.call(flags)
+            self.send(self.server, call_id, "a")
+            self.pair.settle()
+            self.caller.conversation.leave(call_id)
+            self.assertEqual(self.frames(self.caller), [(CANCEL, 0, call_id)])
+            self.server.receive(frame(CANCEL, 0, call_id))
+            self.pair.settle()
+            self.assertIsInstance(self.caller.outcome(token).error, Cancelled)
+            self.server.conversation.refuse(call_id, ErrorBody(1, "Cancelled", ""))
+            self.finish()
+            self.caller.conversation.leave(call_id)
+            self.assertEqual(self.frames(self.caller), [])
+
+    def test_one_of_a_call_that_has_no_stream_to_stop_is_ignored(self):
+        plain, first = self.call(0)
+        streamed, second = self.call(STREAM)
+        ended, third = self.call(ITEMS)
+        self.caller.conversation.end_items(ended)
+        self.pair.settle()
+        for call_id in (plain, streamed, ended, 7, 99, (1 << 64) - 1):
+            self.caller.receive(frame(STOP, 0, call_id))
+            self.caller.receive(frame(STOP, 0xFF, call_id, b"for later"))
+        self.assertEqual((self.caller.of(StopReceived), self.caller.of(Ended)), ([], []))
+        self.server.conversation.respond(plain, b"")
+        self.server.conversation.end_items(streamed)
+        self.server.conversation.respond(ended, b"")
+        self.finish()
+        # Nor is one that comes when the call is answered.
+        for call_id in (plain, streamed, ended):
+            self.caller.receive(frame(STOP, 0, call_id))
+        self.assertEqual((self.caller.of(StopReceived), self.caller.of(Ended)), ([], []))
+        for token in (first, second, third):
+            self.caller.outcome(token)
+
+    def test_one_of_a_call_that_was_not_sent_yet_is_ignored(self):
+        for _ in range(self.limits.max_calls):
+            self.call(0)
+        call_id, token = self.call(ITEMS)
+        self.caller.receive(frame(STOP, 0, call_id))
+        self.assertEqual(self.caller.of(StopReceived), [])
+        for event in self.server.of(RequestReceived):
+            self.server.conversation.respond(event.call_id, b"")
+        self.pair.settle()
+        self.send(self.caller, call_id, "a")
+        self.pair.settle()
+        self.assertEqual(self.texts(self.server, call_id), ["a"])
+        self.answer(call_id, token)
+
+    def test_one_that_is_no_call_of_its_receivers_is_refused(self):
+        for name, ids in (("caller", (0, 2, 98)), ("server", (0, 1, 3, 99))):
+            for call_id in ids:
+                self.setUp()
+                self.call(ITEMS)
+                end = getattr(self, name)
+                end.receive(frame(STOP, 0, call_id))
+                self.assertEqual(len(end.of(Ended)), 1, (name, call_id))
+                self.assertIs(type(end.ended.error), RemoteProtocolError)
+                self.assertIn("STOP", end.ended.error.message)
+
+
+class StopsOctetByOctet(Stops):
+    pairs = OctetPair
+
+
+class StrictStops(Stops):
+    limits = STRICT
+
+
 class LargeItems(Case):
     def test_they_take_turns_with_other_calls_and_small_ones_go_first(self):
         one, _ = self.call(BOTH)
@@ -875,9 +1266,16 @@ class RuleBreaks(SynchronousTestCase):
 
     def test_items_without_credit_of_the_connection(self):
         spent = asked(ITEMS, 1) + asked(ITEMS, 3) + frame(ITEM, 0, 1, item_message(1, 6144 - 34))
-        limits = Limits(stream_credit=4096, connection_credit=6144)
-        self.allowed(spent, limits=limits)
-        self.refused(spent + frame(ITEM, 0, 3, item_message(1, 0)), CreditExceeded, limits=limits)
+        more = frame(ITEM, 0, 3, item_message(1, 0))
+        for limits in (
+            Limits(stream_credit=4096, connection_credit=6144, max_unread=0),
+            Limits(max_message=4096, stream_credit=4096, connection_credit=6144, max_unread=6143),
+        ):
+            self.allowed(spent, limits=limits)
+            self.refused(spent + more, CreditExceeded, limits=limits)
+        # Where that much may wait to be taken, the credit is back before the item has come.
+        for most in (6144, 1 << 24):
+            self.allowed(spent + more, limits=Limits(stream_credit=4096, connection_credit=6144, max_unread=most))
 
     def test_items_without_credit_in_an_answer(self):
         limits = Limits(stream_credit=4096, connection_credit=1 << 20)
@@ -996,8 +1394,11 @@ SIZES = (1, 60, 900, 2030, 2100, 4500, 5990)
 class StreamWalk:
     """Two ends, the streams between them, and whoever sends and takes items there."""
 
-    def __init__(self):
-        self.pair = Pair(TIGHT, TIGHT)
+    def __init__(self, max_unread):
+        limits = dataclasses.replace(TIGHT, max_unread=max_unread)
+        self.max_unread = max_unread
+        self.pair = Pair(limits, limits)
+        self.stopped = set()
         self.seen = dict.fromkeys(self.pair.ends, 0)
         self.calls = {end: {} for end in self.pair.ends}  # token by id
         self.running = {end: {} for end in self.pair.ends}  # flags by id
@@ -1019,6 +1420,10 @@ class StreamWalk:
                     self.got.setdefault((self.pair.other(end), event.call_id), []).append(event.message)
                 elif isinstance(event, EndReceived):
                     self.finished.add((self.pair.other(end), event.call_id))
+                elif isinstance(event, StopReceived):
+                    assert (end, event.call_id) in self.stopped, "nobody stopped this"
+                    assert event.call_id not in end.conversation.traffic.credit.streams
+                    assert not end.conversation.room(event.call_id)
                 else:
                     assert not isinstance(event, Ended), event.error
             self.seen[end] = len(end.events)
@@ -1028,13 +1433,17 @@ class StreamWalk:
         """What must hold at any time."""
         granted = end.conversation.traffic.granted
         largest = cost_of(6007, 1)
-        for size, windows in (
-            (TIGHT.connection_credit, [granted._connection]),
-            (TIGHT.stream_credit, granted.streams.values()),
-        ):
-            for window in windows:
-                assert -largest < window.left <= window.left + window.returned <= size
-        assert sum(event.cost for event in self.held[end]) < TIGHT.connection_credit + largest
+        for window in granted.streams.values():
+            assert -largest < window.left <= window.left + window.returned <= TIGHT.stream_credit
+        window = granted._connection
+        assert -largest < window.left
+        assert min(window.returned, granted._kept) >= 0
+        assert window.left + window.returned + granted._kept == TIGHT.connection_credit, "the account is not whole"
+        held = sum(event.cost for event in self.held[end])
+        assert held <= granted._unread < self.max_unread + TIGHT.connection_credit + largest
+        assert 0 <= granted._unread - granted._kept <= self.max_unread
+        if granted._unread <= self.max_unread and not granted._kept:
+            assert window.left > 0, "the other end may send nothing, and nothing is kept back"
 
     def call(self, end, flags, timeout):
         if end.conversation._outgoing.is_open and len(end.conversation._outgoing.waiting) < TIGHT.max_waiting:
@@ -1078,6 +1487,15 @@ class StreamWalk:
                 return
             del self.running[end][call_id]
 
+    def stop(self, end, pick):
+        """Takes no more of a stream that comes with a call of the other end's."""
+        own = end.conversation._own_parity
+        ready = [one for one in sorted(end.conversation.traffic.granted.streams) if one & 1 != own]
+        if ready:
+            call_id = ready[pick % len(ready)]
+            end.conversation.leave(call_id)
+            self.stopped.add((self.pair.other(end), call_id))
+
     def cancel(self, end, pick):
         ids = sorted(end.conversation._outgoing.pending)
         if ids:
@@ -1102,6 +1520,8 @@ class StreamWalk:
             self.answer(end, pick, size, ("respond", "refuse")[pick % 2])
         elif what == "cancel":
             self.cancel(end, pick)
+        elif what == "stop":
+            self.stop(end, pick)
         elif what == "take":
             self.take(end, pick)
         elif what == "leave":
@@ -1140,7 +1560,7 @@ class StreamWalk:
 
 
 STEPS = (
-    *("call", "items", "end", "answer", "cancel", "take", "send", "deliver", "wait", "leave"),
+    *("call", "items", "end", "answer", "cancel", "stop", "take", "send", "deliver", "wait", "leave"),
     *("call", "items", "items", "take", "send", "deliver"),
 )
 
@@ -1153,21 +1573,30 @@ class Interleavings(SynchronousTestCase):
             # Short walks meet little; steps that find nothing to do are left out of what is shown.
             min_size=25,
             max_size=80,
-        )
+        ),
+        st.sampled_from([0, 3000, 10_000, Limits().max_unread]),
     )
-    def test_no_credit_leaks_and_no_item_is_lost_or_overtaken(self, steps):
-        walk = StreamWalk()
+    def test_no_credit_leaks_and_no_item_is_lost_or_overtaken(self, steps, max_unread):
+        walk = StreamWalk(max_unread)
         for step in steps:
             walk.do(*step)
         walk.finish()
 
 
+def granting(stream, connection, max_unread):
+    return Granted(Limits(stream_credit=stream, connection_credit=connection, max_unread=max_unread))
+
+
 class Accounts(SynchronousTestCase):
     """The two halves of the credit, alone."""
 
-    @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9000)), max_size=60), st.integers(1024, 9000))
-    def test_what_one_grants_the_other_has(self, steps, size):
-        granted, received = Granted(size, 2 * size), Received()
+    @given(
+        st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9000)), max_size=60),
+        st.integers(1024, 9000),
+        st.one_of(st.just(0), st.integers(1, 30_000)),
+    )
+    def test_what_one_grants_the_other_has(self, steps, size, max_unread):
+        granted, received = granting(size, 2 * size, max_unread), Received()
         received.begin(size, 2 * size)
         for call_id in (1, 3):
             granted.open(call_id)
@@ -1185,8 +1614,10 @@ class Accounts(SynchronousTestCase):
             for grant in granted.grants(call_id):
                 received.add(*grant)
             self.assertEqual(received.connection, granted._connection.left)
-            # What was taken holds nobody up, whatever others hold.
             window = granted._connection
+            self.assertEqual(window.left + window.returned + granted._kept, 2 * size)
+            self.assertEqual(granted._unread, sum(cost for _, cost in held))
+            # What was taken holds nobody up, whatever others hold.
             self.assertTrue(not window.returned or window.returned < window.left)
             for one in (1, 3):
                 self.assertEqual(received.streams[one], granted.streams[one].left)
@@ -1195,11 +1626,12 @@ class Accounts(SynchronousTestCase):
             for grant in granted.grants(call_id):
                 received.add(*grant)
         self.assertGreater(min(received.left(1), received.left(3)), 0)
+        self.assertEqual((granted._unread, granted._kept), (0, 0))
         for whole, window in ((2 * size, granted._connection), *((size, granted.streams[one]) for one in (1, 3))):
             self.assertEqual(window.left + window.returned, whole)
 
     def test_without_credit_nothing_is_taken(self):
-        granted = Granted(1024, 1024)
+        granted = granting(1024, 1024, 0)
         granted.open(1)
         granted.spend(1, 1024)
         self.assertRaises(CreditExceeded, granted.spend, 1, 1)
@@ -1211,19 +1643,45 @@ class Accounts(SynchronousTestCase):
         self.assertRaises(CreditExceeded, granted.spend, 1, 1)
 
     def test_credit_is_granted_when_it_is_no_less_than_what_is_left(self):
-        granted = Granted(1000, 4000)
+        granted = granting(1024, 4000, 0)
         granted.open(1)
         granted.spend(1, 600)
-        granted.give_back(1, 399)
+        granted.give_back(1, 423)
         self.assertEqual(granted.grants(1), [])
         granted.give_back(1, 1)
-        self.assertEqual(granted.grants(1), [(1, 400)])
+        self.assertEqual(granted.grants(1), [(1, 424)])
         granted.close(1)
-        granted.give_back(1, 200)
+        granted.give_back(1, 176)
         self.assertEqual(granted.grants(1), [])
-        granted.spend(3, 2999)
+        granted.spend(3, 2799)
+        self.assertEqual(granted.grants(3), [])
+        granted.spend(3, 1)
         self.assertEqual(granted.grants(3), [(0, 600)])
         self.assertEqual(granted.grants(3), [])
+
+    def test_that_of_the_connection_is_back_when_something_comes_until_too_much_is_unread(self):
+        granted = granting(1024, 1024, 1000)
+        account = granted._connection
+        for cost, kept in ((600, 0), (400, 0), (1, 1), (400, 401)):
+            granted.spend(1, cost)
+            granted.grants(1)
+            self.assertEqual((account.left + account.returned, granted._kept), (1024 - kept, kept), cost)
+        # What was kept comes back first.
+        for cost, kept in ((300, 101), (200, 0), (901, 0)):
+            granted.give_back(1, cost)
+            self.assertEqual((account.left + account.returned, granted._kept), (1024 - kept, kept), cost)
+        self.assertEqual(granted._unread, 0)
+
+    def test_what_has_come_of_a_stream_is_known_while_it_is_open(self):
+        granted = granting(1024, 1024, 0)
+        granted.open(1)
+        self.assertFalse(granted.is_used(1))
+        granted.spend(1, 1)
+        self.assertEqual([granted.is_used(call_id) for call_id in (1, 3)], [True, False])
+        granted.give_back(1, 1)
+        self.assertTrue(granted.is_used(1))
+        granted.close(1)
+        self.assertFalse(granted.is_used(1))
 
     def test_only_what_lets_something_go_on_is_told(self):
         received = Received()

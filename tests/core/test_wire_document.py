@@ -25,6 +25,7 @@ from protoframe.core.frames import (
 )
 from protoframe.core.limits import LARGEST_FRAME, SMALLEST_FRAME, Limits
 from protoframe.core.messages import SLACK
+from protoframe.core.outgoing import _EXPIRED_BURST, _EXPIRED_RATE, _TOLD_BURST, _TOLD_RATE
 from protoframe.core.state import TRANSITIONS
 from protoframe.errors import (
     Flood,
@@ -89,6 +90,11 @@ class WireDocument(SynchronousTestCase):
         self.assertEqual(cancels[1], f"{limits.cancel_burst:,}, or `max_calls` where that is more")
         self.assertEqual((cancels[2], pings[1:]), (f"{limits.cancel_rate:g}", ["100", "10"]))
         self.assertEqual((limits.ping_burst, limits.ping_rate), (100, 10))
+        self.assertIn(f"no more than {_TOLD_BURST} CANCELs at once and {_TOLD_RATE:g} a second", TEXT)
+        self.assertIn(f"no more than {_EXPIRED_BURST} at once and {_EXPIRED_RATE:g} a second", TEXT)
+        self.assertLess(_TOLD_BURST, limits.cancel_burst)
+        self.assertLess(_TOLD_RATE, limits.cancel_rate)
+        self.assertIn(f"was not taken ({limits.max_unread >> 20} MiB by\n  default)", TEXT)
         self.assertIn(f"hears nothing for {limits.keepalive_idle:g} s sends a PING of 8 octets of 0", TEXT)
         self.assertIn(f"nothing {limits.keepalive_timeout:g} s later", TEXT)
         self.assertIn(f"it for {limits.write_timeout:g} s; as long", TEXT)

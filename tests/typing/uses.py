@@ -7,7 +7,7 @@ between several codes, and with one checker alone where the other says nothing. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, assert_type
 
@@ -16,17 +16,23 @@ from twisted.internet.defer import Deferred, ensureDeferred
 
 from protoframe import (
     Call,
+    Connection,
     ConnectionLost,
     DeadlineExceeded,
     Error,
     Factory,
+    Identity,
     Internal,
     InvalidArgument,
     Limits,
     ListeningPort,
+    LogCalls,
+    MeterCalls,
     NotFound,
     Protocol,
     Status,
+    Token,
+    TokenAuthenticator,
     connect,
     current_call,
     listen,
@@ -307,3 +313,47 @@ def limits() -> None:
     Limits(max_message="4 MiB")  # wrong: mypy=arg-type pyright=reportArgumentType
     Limits(max_mesage=4096)  # wrong: mypy=call-arg pyright=reportCallIssue
     Limits().max_message = 3  # wrong: mypy=misc pyright=reportAttributeAccessIssue
+
+
+# -- Streams, and who calls --------------------------------------------------------------------------------------------
+
+
+class Feed(Protocol, permission="read"):
+    @request
+    async def items(self, count: int) -> AsyncIterator[str]:
+        for number in range(count):
+            yield str(number)
+
+    @request
+    def declared(self) -> AsyncIterator[int]: ...  # wrong: mypy=empty-body
+
+    @request(permission="write")
+    async def total(self, numbers: AsyncIterator[int], start: int = 0) -> int:
+        return start + sum([number async for number in numbers])
+
+    @request(oneway=True)
+    async def note(self, text: str) -> None:
+        pass
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+async def streams(reactor: Any) -> None:
+    token = Token.from_environment()
+    factory = Factory(Feed, authenticator=TokenAuthenticator.from_file("tokens"), interceptors=[LogCalls()])
+    for connection in factory.connections:
+        assert_type(connection, Connection)
+        assert_type(connection.identity, Identity | None)
+        await connection.proxy(Feed).note("all")
+    async with connect(reactor, "tls:localhost:12000", Feed, token=token, interceptors=[MeterCalls()]) as feed:
+        async for item in feed.items(3):
+            assert_type(item, str)
+        async for number in feed.declared():
+            assert_type(number, int)
+        assert_type(await feed.total(numbers(), start=1), int)
+        await feed.total(feed.items(3))  # wrong: mypy=arg-type pyright=reportArgumentType
+        await feed.total([1, 2])  # wrong: mypy=arg-type pyright=reportArgumentType
+    connect(reactor, "tls:localhost:12000", Feed, token="secret")  # wrong: mypy=arg-type pyright=reportArgumentType
+    Factory(Feed, interceptors=LogCalls())  # wrong: mypy=arg-type pyright=reportArgumentType
