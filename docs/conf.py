@@ -46,7 +46,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(bool|bytes|dict|float|frozenset|int|list|None|object|str|tuple|type)"),
     (r"py:.*", r"(Connection|Exception|Timeout|Type|Value)Error|Exception|(enum\.)?IntEnum"),
     # What public signatures name, and users have no use for.
-    (r"py:.*", r"protoframe\.(_stream\.StreamCarrier|_streaming\.Stream|core\.schema\.Method)"),
+    (r"py:.*", r"protoframe\.(_stream\.StreamCarrier|_inlets\.Stream|core\.schema\.Method)"),
     # Type variables.
     (r"py:.*", r"(protoframe\.\w+\.)?(P|F|PeerT)"),
 ]

@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 
 from protoframe._context import NO_METADATA, NOWHERE, Scope, decode_metadata, fire_in, scope
 from protoframe._handler import RunningHandler
-from protoframe._streaming import Inlets, Outlet, Outlets, Stream, ended_inlet
+from protoframe._inlets import Inlets, Stream, ended_inlet
+from protoframe._outlets import Outlet, Outlets
 from protoframe.core.conversation import Conversation
 from protoframe.core.events import (
     CallFailed,

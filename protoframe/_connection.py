@@ -1,8 +1,9 @@
 """One end of a conversation, bound to Twisted: calls become Deferreds, requests are served, one timer is kept.
 
-Knows the request layer and when to send what; not how a request is served (`protoframe._serving`), how the items of a
-stream are made and taken (`protoframe._streaming`), who may call (`protoframe.authentication`), nor what carries the
-frames: that is a `Carrier`, such as `protoframe._stream.StreamCarrier`.
+Knows the request layer and when to send what; not how a request is served (`protoframe._serving`), how calls are made
+(`protoframe._calling`), how the items of a stream are made and taken (`protoframe._outlets`, `protoframe._inlets`), who
+may call (`protoframe.authentication`), nor what carries the frames: that is a `Carrier`, such as
+`protoframe._stream.StreamCarrier`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from twisted.python.failure import Failure
 from protoframe._calling import Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed, not_run
 from protoframe._clock import Timer, call_later, clock_of, watch_steps
 from protoframe._context import NOWHERE, Scope, fire_in, run_nowhere, scope
+from protoframe._inlets import Inlets, Stream
+from protoframe._outlets import Outlets
 from protoframe._protocol import Protocol
 from protoframe._proxy import proxy_class
 from protoframe._serving import MethodTable, Server
-from protoframe._streaming import Inlets, Outlets, Stream
 from protoframe._tls import describe_tls_failure
 from protoframe.authentication import Authenticator, Identity, Shown, certificate_identity, identify
 from protoframe.core.conversation import Conversation
@@ -437,41 +439,17 @@ class Connection:
             traffic = conversation.traffic
             outbox = traffic.outbox
             server = self._server
-            serve = server.serve
             outlets = self._outlets
-            reactions = self._reactions
             rounds = 4 if len(outlets.ready) < 2 else 1
             while True:
-                while traffic.events:
-                    for number, event in enumerate(conversation.poll_events(), 1):
-                        try:
-                            if type(event) is not RequestReceived:
-                                reactions[type(event)](event)
-                            elif conversation.state is _CLOSED:
-                                # What came after it ended the conversation.
-                                pass
-                            elif server.held or outbox.octets > BACKLOG:
-                                server.hold(event)
-                            else:
-                                serve(event)
-                        except Exception:
-                            self._failed_to_react(event)
-                        if not number % _TURN and not self._paused:
-                            self._send_frames(large=False)
+                if traffic.events:
+                    self._act(conversation, server)
                 if self._inlets.left:
                     self._inlets.settle()
                 if self._over:
                     return
                 if not self._paused:
-                    frames = outbox.poll(_ALLOWANCE)
-                    if frames:
-                        self._carrier.send(frames)
-                    while outbox.is_left and not self._paused:
-                        self._send_frames()
-                    if outbox.departed:
-                        self._departed()
-                    if self.calls.oneway:
-                        self.calls.oneway_sent()
+                    self._send_ready()
                 elif outbox.octets > self._limits.max_unsent and conversation.state is not _CLOSED:
                     text = f"{outbox.octets} bytes wait for a peer that does not read"
                     conversation.end(TooMuchUnsent(text))
@@ -504,6 +482,42 @@ class Connection:
             self._busy = False
         if self._inlets.left or (outlets.ready and outlets.may_go_on()) or (not self._paused and outbox):
             self._schedule()
+
+    def _act(self, conversation: Conversation, server: Server) -> None:
+        """Acts on all that happened, and on what happens by that."""
+        serve = server.serve
+        reactions = self._reactions
+        traffic = conversation.traffic
+        outbox = traffic.outbox
+        while traffic.events:
+            for number, event in enumerate(conversation.poll_events(), 1):
+                try:
+                    if type(event) is not RequestReceived:
+                        reactions[type(event)](event)
+                    elif conversation.state is _CLOSED:
+                        # What came after it ended the conversation.
+                        pass
+                    elif server.held or outbox.octets > BACKLOG:
+                        server.hold(event)
+                    else:
+                        serve(event)
+                except Exception:
+                    self._failed_to_react(event)
+                if not number % _TURN and not self._paused:
+                    self._send_frames(large=False)
+
+    def _send_ready(self) -> None:
+        """Sends what is ready, until the carrier has enough."""
+        outbox = self._conversation.outbox
+        frames = outbox.poll(_ALLOWANCE)
+        if frames:
+            self._carrier.send(frames)
+        while outbox.is_left and not self._paused:
+            self._send_frames()
+        if outbox.departed:
+            self._departed()
+        if self.calls.oneway:
+            self.calls.oneway_sent()
 
     def _departed(self) -> None:
         """Large messages are sent: what comes after them in their streams may go."""

@@ -21,8 +21,9 @@ from twisted.python.failure import Failure
 
 from protoframe._context import NO_METADATA, Scope, decode_metadata, scope
 from protoframe._handler import RunningHandler
+from protoframe._inlets import Inlets, Stream
+from protoframe._outlets import Outlet, Outlets, travelling
 from protoframe._protocol import Protocol
-from protoframe._streaming import Inlets, Outlet, Outlets, Stream, travelling
 from protoframe.core.conversation import Conversation
 from protoframe.core.events import RequestCancelled, RequestReceived
 from protoframe.core.frames import ErrorBody, Flag

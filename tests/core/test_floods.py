@@ -321,8 +321,8 @@ class Told(Case):
             self.caller.conversation.cancel(call_id)
         self.caller.look()
         # Whoever waited is told at once, of all of them.
-        for _, token in calls:
-            self.assertIsInstance(self.caller.outcome(token), CallFailed)
+        failed = [event.token for event in self.caller.of(CallFailed)]
+        self.assertEqual(failed[-number:], [token for _, token in calls])
         return [call_id for call_id, _ in calls]
 
     def told(self):
