@@ -333,6 +333,8 @@ class Told(Case):
     def test_900_at_once_and_30_a_second_in_the_order_in_which_they_were_given_up(self):
         ids = self.give_up(1000)
         self.assertEqual(self.told(), ids[:900])
+        # One timer is enough for all that wait.
+        self.assertEqual([one for _, one in self.caller.conversation._deadlines._heap].count(-3), 1)
         for second in range(1, 4):
             self.pair.advance(1.0)
             most = 900 + 30 * second
