@@ -80,6 +80,9 @@ _STREAMS = int(Flag.ITEMS | Flag.STREAM)
 #: Seconds that a peer has at least to close its end too.
 _GRACE = 0.1
 
+#: Turns that streams have in one go; further ones come between those of the reactor.
+_ROUNDS = 2
+
 #: Events after which what is ready is sent, so that the peer works on it while this end works on the rest.
 _TURN = 16
 
@@ -209,6 +212,7 @@ class Connection:
         self._pings: dict[bytes, _Ping] = {}
         self._paused = False
         self._busy = False
+        self._again = False
         self._closing = False
         self._is_drained = False
         self._over = False
@@ -412,7 +416,10 @@ class Connection:
 
     def _schedule(self) -> None:
         """Has `_transmit` called once in this turn of the reactor, after what else is called in it."""
-        if self._wake is None and not self._busy and not self._over:
+        if self._busy:
+            # Unless it comes by what this is about itself, before it is done.
+            self._again = True
+        elif self._wake is None and not self._over:
             self._wake = self._reactor.callLater(0, self._woken)
 
     def rearm(self) -> None:
@@ -440,17 +447,37 @@ class Connection:
             outbox = traffic.outbox
             server = self._server
             outlets = self._outlets
-            rounds = 4 if len(outlets.ready) < 2 else 1
+            rounds = _ROUNDS
             while True:
-                if traffic.events:
-                    self._act(conversation, server)
+                while traffic.events:
+                    reactions = self._reactions
+                    for number, event in enumerate(conversation.poll_events(), 1):
+                        try:
+                            if type(event) is not RequestReceived:
+                                reactions[type(event)](event)
+                            elif traffic.is_closed:
+                                # What came after it ended the conversation.
+                                pass
+                            elif server.held or outbox.octets > BACKLOG:
+                                server.hold(event)
+                            else:
+                                server.serve(event)
+                        except Exception:
+                            self._failed_to_react(event)
+                        if not number % _TURN and not self._paused:
+                            self._send_frames(large=False)
                 if self._inlets.left:
                     self._inlets.settle()
                 if self._over:
                     return
+                self._again = False
                 if not self._paused:
-                    self._send_ready()
-                elif outbox.octets > self._limits.max_unsent and conversation.state is not _CLOSED:
+                    frames = outbox.poll(_ALLOWANCE)
+                    if frames:
+                        self._carrier.send(frames)
+                    if outbox.is_left or outbox.departed or self.calls.oneway:
+                        self._send_rest()
+                elif outbox.octets > self._limits.max_unsent and not traffic.is_closed:
                     text = f"{outbox.octets} bytes wait for a peer that does not read"
                     conversation.end(TooMuchUnsent(text))
                 if traffic.events:
@@ -460,8 +487,7 @@ class Connection:
                     break
                 if server.held and server.go_on():
                     continue
-                if rounds and outlets.ready:
-                    # One stream goes on at once; several have their turns between those of the reactor.
+                if outlets.ready and rounds:
                     rounds -= 1
                     outlets.go_on()
                     continue
@@ -469,10 +495,10 @@ class Connection:
                     break
                 if outbox:
                     continue
-                if conversation.state is _CLOSED or conversation.running or conversation.pending:
+                if traffic.is_closed or conversation.running or conversation.pending:
                     break
                 conversation.end(None)
-            if conversation.state is _CLOSED:
+            if traffic.is_closed:
                 self._close()
             else:
                 due = conversation.next_timer()
@@ -480,38 +506,12 @@ class Connection:
                     self.wake_at(due)
         finally:
             self._busy = False
-        if self._inlets.left or (outlets.ready and outlets.may_go_on()) or (not self._paused and outbox):
+        if self._again or (outlets.ready and not self._paused):
             self._schedule()
 
-    def _act(self, conversation: Conversation, server: Server) -> None:
-        """Acts on all that happened, and on what happens by that."""
-        serve = server.serve
-        reactions = self._reactions
-        traffic = conversation.traffic
-        outbox = traffic.outbox
-        while traffic.events:
-            for number, event in enumerate(conversation.poll_events(), 1):
-                try:
-                    if type(event) is not RequestReceived:
-                        reactions[type(event)](event)
-                    elif conversation.state is _CLOSED:
-                        # What came after it ended the conversation.
-                        pass
-                    elif server.held or outbox.octets > BACKLOG:
-                        server.hold(event)
-                    else:
-                        serve(event)
-                except Exception:
-                    self._failed_to_react(event)
-                if not number % _TURN and not self._paused:
-                    self._send_frames(large=False)
-
-    def _send_ready(self) -> None:
-        """Sends what is ready, until the carrier has enough."""
+    def _send_rest(self) -> None:
+        """Sends the rest of what is ready, until the carrier has enough, and tells who waits for that."""
         outbox = self._conversation.outbox
-        frames = outbox.poll(_ALLOWANCE)
-        if frames:
-            self._carrier.send(frames)
         while outbox.is_left and not self._paused:
             self._send_frames()
         if outbox.departed:

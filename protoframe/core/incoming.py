@@ -182,8 +182,14 @@ class IncomingCalls:
         remaining, method, metadata, arguments = parse_request(message)
         if flags & _ONEWAY and flags & _STREAMS:
             raise RemoteProtocolError(f"REQUEST: ONEWAY, and streams, of call {call_id}")
-        if not self._take_slot(flags, call_id, remaining, len(arguments), self._max_message):
-            return
+        if flags or not remaining or len(arguments) > self._max_message or len(self.running) >= self._max_calls:
+            if not self._take_slot(flags, call_id, remaining, len(arguments), self._max_message):
+                return
+        else:
+            # What is left of `_take_slot` where there is nothing out of the ordinary.
+            self.running.add(call_id)
+            if call_id > self.last:
+                self.last = call_id
         if flags & _STREAMS:
             self._traffic.open_streams(call_id, ours=flags & _STREAM, theirs=flags & _ITEMS)
         self._traffic.events.append(RequestReceived(call_id, method, begun + remaining, metadata, arguments, flags))

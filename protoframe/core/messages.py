@@ -54,6 +54,7 @@ class Outbox:
 
     :ivar max_frame: octets of a frame that the peer takes.
     :ivar max_unfinished: octets of large messages that the peer holds at once.
+    :ivar frames: what waits that is whole.
     :ivar large: large messages that take turns; empty when there is none.
     :ivar cut: large messages that are not all sent, by call id.
     :ivar departed: the call ids of those that are, since whoever waits for them last emptied it.
@@ -64,7 +65,7 @@ class Outbox:
     def __init__(self, max_frame: int) -> None:
         self.max_frame = max_frame
         self.max_unfinished = 0
-        self._frames: list[bytes] = []
+        self.frames: list[bytes] = []
         self.large: deque[_Large] = deque()
         self.cut: dict[int, _Large] = {}
         self.departed: list[int] = []
@@ -75,12 +76,12 @@ class Outbox:
         self._waiting_octets = 0
 
     def __bool__(self) -> bool:
-        return bool(self._frames or self.large)
+        return bool(self.frames or self.large)
 
     def put(self, kind: int, flags: int, call_id: int, message: bytes) -> None:
         """Lines a message up."""
         if len(message) <= self.max_frame - HEADER.size:
-            self._frames.append(_pack_header(len(message), kind, flags, call_id) + message)
+            self.frames.append(_pack_header(len(message), kind, flags, call_id) + message)
             self.octets += len(message)
         else:
             self._put_large(
@@ -102,7 +103,7 @@ class Outbox:
             # What `serialize_request` and `serialize_frame` would do, in one step: every call comes by here.
             milliseconds = int(remaining * 1000) if 0 < remaining < LONGEST_REMAINING else milliseconds_of(remaining)
             head = _pack_request(length, _REQUEST, flags, call_id, milliseconds, len(method), len(metadata))
-            self._frames.append(head + method + metadata + arguments)
+            self.frames.append(head + method + metadata + arguments)
             self.octets += length
         else:
             message = serialize_request(remaining, method, metadata, arguments)
@@ -120,7 +121,7 @@ class Outbox:
     def put_control(self, kind: int, call_id: int, payload: bytes = b"") -> None:
         """Lines a frame up that is no message."""
         self.octets += len(payload)
-        self._frames.append(serialize_frame(kind, 0, call_id, payload))
+        self.frames.append(serialize_frame(kind, 0, call_id, payload))
 
     def drop(self, call_id: int) -> bool | None:
         """Takes a large message that is not all sent out of the line.
@@ -157,10 +158,16 @@ class Outbox:
 
         :param large: whether any of the latter.
         """
-        frames = self._frames
+        if not self.cut and self.octets <= allowance:
+            # Most often there is nothing else to look at.
+            frames, self.frames = self.frames, []
+            self.octets = 0
+            self.is_left = False
+            return frames
+        frames = self.frames
         whole = self.octets - self._large_octets - self._waiting_octets
         if whole <= allowance:
-            self._frames = []
+            self.frames = []
             allowance -= whole
             whole = 0
         else:
@@ -170,7 +177,7 @@ class Outbox:
                 allowance -= len(frames[taken]) - HEADER.size
                 taken += 1
             whole += allowance
-            self._frames = frames[taken:]
+            self.frames = frames[taken:]
             frames = frames[:taken]
             large = False
         while large and self.large and allowance > 0:
@@ -187,7 +194,7 @@ class Outbox:
                 self.departed.append(message.call_id)
                 self._start()
         self.octets = whole + self._large_octets + self._waiting_octets
-        self.is_left = bool(self._frames or self.large)
+        self.is_left = bool(self.frames or self.large)
         return frames
 
     def _start(self) -> None:
