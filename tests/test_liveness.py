@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib  # `suppress` would mean something to trial, in the module of a test case
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -734,3 +735,72 @@ def test_a_turned_away_peer_gets_a_preface_and_the_reason() -> None:
     assert (kind, struct.unpack_from("!H", payload)[0]) == (Kind.GOAWAY, 8)
     assert second.disconnecting
     assert not first.disconnecting
+
+
+class Large(Protocol):
+    @request(timeout=600.0)
+    async def blob(self, size: int) -> bytes:
+        return bytes(size)
+
+
+class Slowly(SynchronousTestCase):
+    def test_a_peer_that_reads_slowly_and_steadily_is_not_dropped(self) -> None:
+        ends = Ends(Large, server_limits=Limits(write_timeout=2.0))
+        transport, carrier = ends.server_transport, ends.server_carrier
+        write = transport.write
+
+        def write_some(data: bytes) -> None:
+            # As Twisted's transports do it: one that has enough says so, and asks for more when that is read.
+            write(data)
+            if len(transport.value()) > 64 * 1024:
+                carrier.pauseProducing()
+
+        self.patch(transport, "write", write_some)
+        calls = [ends.proxy.blob(50_000) for _ in range(100)]
+        ends.clock.advance(0)
+        carrier.dataReceived(ends.client_transport.value())
+        ends.client_transport.clear()
+        for _ in range(34):
+            given = transport.value()
+            self.assertLess(len(given), 256 * 1024)
+            transport.clear()
+            ends.clock.advance(1.5)
+            self.assertFalse(transport.disconnected)
+            ends.client_carrier.dataReceived(given)
+            if ends.server._paused:
+                carrier.resumeProducing()
+        for call in calls:
+            self.assertEqual(len(self.successResultOf(call)), 50_000)
+
+
+@pytest_twisted.ensureDeferred
+async def test_drain_takes_no_longer_than_it_may_whoever_does_not_close() -> None:
+    factory = Factory(Work)
+    async with served(factory=factory) as where:
+        with socket.create_connection(("127.0.0.1", int(where.rpartition(":")[2]))) as silent:
+            # It greets, and never closes its end.
+            silent.sendall(HELLO)
+            await until(lambda: factory.connections)
+            began = time.monotonic()
+            await factory.drain(0.3)
+            assert 0.25 <= time.monotonic() - began < 2.0
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_waits_for_the_end_of_a_connection_and_is_cancelled_takes_it_from_nobody_else() -> None:
+    factory = Factory(Work, limits=Limits(max_connections=1))
+    async with served(factory=factory) as where:
+        connecting = connect(reactor, where, Work)
+        async with connecting as work:
+            assert await work.plus_one(1) == 2
+            for connection in (*factory.connections, connecting.connection):
+                given_up = connection.closed
+                given_up.addErrback(lambda failure: failure.trap(CancelledError))
+                given_up.cancel()
+            (server,) = factory.connections
+            waited_for = server.closed
+        await waited_for
+        await until(lambda: not factory._connections)
+        # And so there is room for another one.
+        async with connect(reactor, where, Work) as work:
+            assert await work.plus_one(1) == 2

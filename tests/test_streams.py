@@ -1465,3 +1465,49 @@ async def test_what_a_handler_raises_while_it_is_cancelled_is_in_the_log(logged:
         assert await ends.proxy.plus_one(1) == 2
         (event,) = failures(logged)
         assert event["method"] == "Untidy.wait"
+
+
+class Ticking(Protocol):
+    def __init__(self) -> None:
+        self.gates: list[Deferred[None]] = []
+
+    def gate(self) -> Deferred[None]:
+        self.gates.append(Deferred())
+        return self.gates[-1]
+
+    @request
+    async def ticks(self) -> AsyncIterator[int]:
+        yield 1
+        await self.gate()
+        yield 2
+
+    @request
+    async def first(self, numbers: AsyncIterator[int]) -> int:
+        async for number in numbers:
+            await self.gate()
+            return number
+        return 0
+
+
+class SameTurn(SynchronousTestCase):
+    def test_an_iterator_that_ends_when_its_call_is_answered_ends_once(self) -> None:
+        ends = Ends(Ticking)
+        ticks = ends.proxy.ticks()
+        started = Deferred.fromCoroutine(ticks.__anext__())
+        ends.turn()
+        self.assertEqual(self.successResultOf(started), 1)
+
+        async def source() -> AsyncIterator[int]:
+            yield 7
+            await anext(ticks)
+
+        call = ends.proxy.first(source())
+        ends.turn()
+        for gate in ends.served.gates:
+            gate.callback(None)
+        ends.turn()
+        self.assertEqual(self.successResultOf(call), 7)
+        self.assertEqual(ends.client.calls._senders, {})
+        # What nobody handled is told when it is collected.
+        gc.collect()
+        self.assertEqual(self.flushLoggedErrors(), [])
