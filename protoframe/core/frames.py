@@ -72,8 +72,6 @@ _CREDIT = struct.Struct("!I")
 LONGEST_REMAINING = 0xFFFFFFFE / 1000
 #: What is told where there is no deadline.
 NO_DEADLINE = 0xFFFFFFFF
-#: Items that one ITEM may have.
-MOST_ITEMS = 0xFFFF
 #: Octets around a single item that are no part of it: the head of an array of msgpack, or the brackets of one of JSON.
 ARRAY_HEAD = 5
 #: What an item costs of the credit beside its octets, for memory holds more of it than those; RFC 9113, section 6.5.2,
