@@ -191,18 +191,7 @@ class Server:
             self._refuse(event, UnknownMethod(text))
             return
         method, index = entry
-        if method.permissions and not self._is_permitted(event, method):
-            return
-        if event.flags & _ONEWAY and len(self._running) >= self._max_calls:
-            # Its caller does not keep count of the slots, for it is not told when one is free.
-            self._refuse(event, TooManyCalls(f"{self._max_calls} calls run on this connection already"))
-            return
-        if (event.flags ^ method.flags) & _STREAMS and not self._streams_fit(event, method):
-            return
-        max_size = method.options.max_size
-        if max_size is not None and len(event.arguments) > max_size:
-            text = f"the arguments are {len(event.arguments)} bytes, and {max_size} are allowed"
-            self._refuse(event, MessageTooLarge(text))
+        if (event.flags or not method.is_plain) and not self._is_admitted(event, method):
             return
         try:
             arguments = method.decode_arguments(event.arguments, self._max_nesting, json=event.flags & _JSON != 0)
@@ -332,7 +321,24 @@ class Server:
         """The call is answered: nobody takes any more of what comes with it, if anything does."""
         self._inlets.fail(call_id, LocalProtocolError("the call is over, and so is the stream that came with it"))
 
-    # What runs around a call.
+    # Who may call what.
+
+    def _is_admitted(self, event: RequestReceived, method: Method) -> bool:
+        """Whether a call may run, by all that may be said against it; where it may not, the refusal is sent."""
+        if method.permissions and not self._is_permitted(event, method):
+            return False
+        if event.flags & _ONEWAY and len(self._running) >= self._max_calls:
+            # Its caller does not keep count of the slots, for it is not told when one is free.
+            self._refuse(event, TooManyCalls(f"{self._max_calls} calls run on this connection already"))
+            return False
+        if (event.flags ^ method.flags) & _STREAMS and not self._streams_fit(event, method):
+            return False
+        max_size = method.options.max_size
+        if max_size is not None and len(event.arguments) > max_size:
+            text = f"the arguments are {len(event.arguments)} bytes, and {max_size} are allowed"
+            self._refuse(event, MessageTooLarge(text))
+            return False
+        return True
 
     def _is_permitted(self, event: RequestReceived, method: Method) -> bool:
         if self.identity is None:

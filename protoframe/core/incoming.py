@@ -94,9 +94,11 @@ class IncomingCalls:
         traffic = self._traffic
         if len(result) > traffic.max_message:
             raise MessageTooLarge(f"the result is {len(result)} bytes, and the peer takes {traffic.max_message}")
-        if call_id in self.streaming:
-            raise LocalProtocolError(f"the answer to call {call_id} is a stream")
-        oneway = call_id in self._oneway
+        oneway = False
+        if self.streaming or self._oneway:
+            if call_id in self.streaming:
+                raise LocalProtocolError(f"the answer to call {call_id} is a stream")
+            oneway = call_id in self._oneway
         self.leave_slot(call_id)
         if not oneway:
             traffic.outbox.put(_RESPONSE, 0, call_id, result)
