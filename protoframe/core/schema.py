@@ -6,7 +6,6 @@ so a parameter with a default can be added; the receiver ignores names that it d
 
 from __future__ import annotations
 
-import ast
 import collections.abc
 import copy
 import dataclasses
@@ -14,13 +13,13 @@ import enum
 import functools
 import inspect
 import math
-import textwrap
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
+from protoframe.core.declaration import is_declaration
 from protoframe.core.frames import COUNT, Flag
 from protoframe.core.untrusted import Bounds, TooDeep, bounds_of, check_json, check_msgpack
 from protoframe.errors import (
@@ -379,67 +378,6 @@ def _permissions(cls: type, name: str) -> frozenset[str]:
         options = getattr(base.__dict__.get(name), MARK, None)
         asked |= {base.__dict__.get(PERMISSION), options.permission if options is not None else None}
     return frozenset(permission for permission in asked if permission is not None)
-
-
-def is_declaration(function: Callable[..., Any], hints: Mapping[str, Any]) -> bool:
-    """Whether a function's body says nothing: ``...`` or ``raise NotImplementedError``, after a docstring or not.
-
-    So does a docstring alone, unless the function is annotated to return ``None``.  The source decides.  Where there is
-    none, a body that can only return ``None`` is taken for a declaration, again unless ``None`` is the annotation.
-    """
-    code = getattr(function, "__code__", None)
-    if code is None or len(code.co_code) > _LONGEST_DECLARATION or hasattr(function, "__wrapped__"):
-        # What wraps a function does something, whatever that one says.
-        return False
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    except (OSError, TypeError, SyntaxError, IndexError):
-        if code.co_code in _RAISING:
-            return bool(code.co_names == ("NotImplementedError",))
-        return code.co_code in _SILENT and code.co_consts[-1] is None and hints.get("return") is not type(None)
-    if not isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef):
-        return False
-    body = tree.body
-    if (
-        isinstance(body[0], ast.Expr)
-        and isinstance(body[0].value, ast.Constant)
-        and isinstance(body[0].value.value, str)
-    ):
-        body = body[1:]
-    if not body:
-        return hints.get("return") is not type(None)
-    return all(_says_nothing(statement) for statement in body)
-
-
-#: Octets of byte code of the longest body that `is_declaration` looks at closer, several times over.
-_LONGEST_DECLARATION = 256
-
-
-def _bodies(*bodies: str) -> frozenset[bytes]:
-    """The byte codes of functions and coroutines with these bodies."""
-    codes = set()
-    for body in bodies:
-        for head in ("def f():", "async def f():"):
-            for doc in ("", "'doc'; "):
-                (made,) = (
-                    const for const in compile(f"{head} {doc}{body}", "", "exec").co_consts if inspect.iscode(const)
-                )
-                codes.add(made.co_code)
-    return frozenset(codes)
-
-
-# Where there is no source: bodies that return None or a docstring, and bodies that raise one name.
-_SILENT = _bodies("...")
-_RAISING = _bodies("raise NotImplementedError", "raise NotImplementedError()", "raise NotImplementedError('text')")
-
-
-def _says_nothing(statement: ast.stmt) -> bool:
-    match statement:
-        case ast.Expr(value=ast.Constant(value=constant)):
-            return constant is ...
-        case ast.Raise(exc=ast.Name(id="NotImplementedError") | ast.Call(func=ast.Name(id="NotImplementedError"))):
-            return True
-    return False
 
 
 def _hints(thing: Any, where: str) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe import Protocol, errors, request
+from protoframe.core.declaration import is_declaration
 from protoframe.core.schema import (
     Method,
     RequestOptions,
     encode_json,
     encode_msgpack,
     error_type,
-    is_declaration,
     methods_of,
     protocol_name,
     wire_names,
