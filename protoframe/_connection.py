@@ -9,13 +9,11 @@ may call (`protoframe.authentication`), nor what carries the frames: that is a `
 from __future__ import annotations
 
 import math
-import secrets
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -24,9 +22,10 @@ from twisted.python.failure import Failure
 
 from protoframe._calling import Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed, not_run
 from protoframe._clock import Timer, call_later, clock_of, watch_steps
-from protoframe._context import NOWHERE, Scope, fire_in, run_nowhere, scope
+from protoframe._context import NOWHERE, run_nowhere, scope
 from protoframe._inlets import Inlets, Stream
 from protoframe._outlets import Outlets
+from protoframe._pings import Pings
 from protoframe._protocol import Protocol
 from protoframe._proxy import proxy_class
 from protoframe._serving import MethodTable, Server
@@ -55,7 +54,6 @@ from protoframe.core.messages import BACKLOG
 from protoframe.core.state import Role, State
 from protoframe.errors import (
     ConnectionLost,
-    DeadlineExceeded,
     Error,
     InvalidResponse,
     KeepaliveTimeout,
@@ -115,15 +113,6 @@ class Carrier(typing.Protocol):
         """
         :raises ProtocolError: the peer was too slow.
         """
-
-
-class _Ping(msgspec.Struct):
-    """A PING whose PONG is awaited."""
-
-    deferred: Deferred[float]
-    around: Scope
-    sent: float
-    timer: Timer
 
 
 class Connection:
@@ -209,7 +198,7 @@ class Connection:
         )
         if interceptors:
             self.calls.intercept(interceptors, address, self.where, lambda: self._server.identity)
-        self._pings: dict[bytes, _Ping] = {}
+        self._pings = Pings(reactor, self._clock, limits.default_timeout)
         self._paused = False
         self._busy = False
         self._again = False
@@ -235,7 +224,7 @@ class Connection:
             EndReceived: self._stream_ended,
             CreditReceived: self._outlets.credit_came,
             StopReceived: self.calls.stopped,
-            PongReceived: self._ponged,
+            PongReceived: self._pings.answered,
             Greeted: self._greeted,
             Opened: self._open,
             Drained: self._drained,
@@ -293,25 +282,9 @@ class Connection:
         """
         if not self.is_open:
             return failed(not_run(ConnectionLost("the connection is closed")))
-        around = scope.get()
-        remaining = around.remaining()
-        payload = secrets.token_bytes(8)
-
-        def forget(_: Any) -> None:
-            if self._pings.pop(payload, None) is not None:
-                timer.cancel()
-
-        def expire() -> None:
-            del self._pings[payload]
-            fire_in(around, deferred.errback, DeadlineExceeded("the other end gave no sign of life in time"))
-
-        deferred: Deferred[float] = Deferred(forget)
-        seconds = self._limits.default_timeout if remaining is None else max(0.0, remaining)
-        timer = call_later(self._reactor, seconds, expire)
-        self._pings[payload] = _Ping(deferred, around, self._clock(), timer)
-        self._conversation.ping(payload)
+        sent = self._pings.ping(self._conversation.ping)
         self._schedule()
-        return deferred
+        return sent
 
     def drain(self, seconds: float | None = None) -> Deferred[None]:
         """Takes no new calls, and closes when what runs has ended; what still runs after a time is cancelled.
@@ -390,10 +363,7 @@ class Connection:
         for timer in (self._timer, self._close_timer, self._drain_timer):
             if timer is not None:
                 timer.cancel()
-        while self._pings:
-            _, ping = self._pings.popitem()
-            ping.timer.cancel()
-            fire_in(ping.around, ping.deferred.errback, ConnectionLost("the connection was lost"))
+        self._pings.lost()
         self.calls.lost()
         if self._authenticating is not None:
             self._authenticating.cancel()
@@ -643,12 +613,6 @@ class Connection:
         if dropped:
             self._closing = True
             self._carrier.abort()
-
-    def _ponged(self, event: PongReceived) -> None:
-        ping = self._pings.pop(event.payload, None)
-        if ping is not None:
-            ping.timer.cancel()
-            fire_in(ping.around, ping.deferred.callback, self._clock() - ping.sent)
 
     # Calls of this end.
 

@@ -95,7 +95,7 @@ def leftovers(connection: Connection) -> list[Any]:
         "left": connection._inlets.left,
         "ready": connection._outlets.ready,
         "without credit": connection._outlets._without_credit,
-        "pings": connection._pings,
+        "pings": connection._pings.waiting,
     }
     return [(name, what) for name, what in held.items() if what]
 
