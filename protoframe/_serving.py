@@ -176,10 +176,9 @@ class Server:
                 where=self._where,
                 identity=getattr(self.identity, "name", None),
                 refused=self._refused,
-                # Whoever calls has made it up.
-                method=method.decode("utf-8", "replace").encode("unicode_escape").decode(),
+                method=_escaped(method.decode("utf-8", "replace")),
                 kind=error.type_name,
-                error=error.message,
+                error=_escaped(error.message),
             )
 
     def serve(self, event: RequestReceived) -> None:
@@ -435,6 +434,11 @@ class Server:
             method=method.full_name,
             incident=incident or "-",
         )
+
+
+def _escaped(text: str) -> str:
+    """A text that whoever calls may have made up, fit for one line of a log."""
+    return text.encode("unicode_escape").decode()
 
 
 async def _run_chain(chain: Chain) -> Any:

@@ -43,7 +43,7 @@ from protoframe import (
     request,
 )
 from protoframe._endpoints import _ClientFactory
-from protoframe.core.frames import Hello, Kind, serialize_frame, serialize_preface, serialize_request
+from protoframe.core.frames import Flag, Hello, Kind, serialize_frame, serialize_preface, serialize_request
 from protoframe.core.schema import methods_of
 from protoframe.reflection import Reflection
 
@@ -493,3 +493,15 @@ def test_who_is_turned_away_and_says_nothing_is_not_waited_for() -> None:
     assert not transport.disconnected
     clock.advance(0.2)
     assert transport.disconnected
+
+
+def test_what_a_peer_makes_up_stays_on_its_line_of_the_log(log: io.StringIO) -> None:
+    factory = Factory(Vault, reactor=Clock())
+    carrier: Any = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    carrier.makeConnection(StringTransport(peerAddress=IPv4Address("TCP", "192.0.2.1", 1)))
+    message = serialize_request(5.0, b"Vault.\x1b[2J\nforged: all is well", b"", b"\x80")
+    carrier.dataReceived(serialize_preface() + hello("") + serialize_frame(Kind.REQUEST, Flag.ONEWAY, 1, message))
+    (line,) = log.getvalue().splitlines()
+    assert "UnknownMethod" in line
+    assert line.count("forged") == 2
+    assert "\x1b" not in line

@@ -463,7 +463,7 @@ async def test_an_item_above_what_the_peer_takes_fails_the_call_and_what_came_be
         with pytest.raises(Error) as caught:
             await read_into(got, ends.proxy.blobs([1, 2, 5_000_000]))
         assert got == [blob(1), blob(2)]
-        assert isinstance(caught.value, Internal | MessageTooLarge)
+        assert type(caught.value) is MessageTooLarge
         with pytest.raises(MessageTooLarge, match="an item is 5000005 bytes"):
             await ends.proxy.store(blobs())
 
@@ -885,7 +885,7 @@ async def test_an_argument_item_of_the_wrong_type_is_an_invalid_argument_in_the_
             yield number if number < 3 else "three"
 
     async with talk(Streams) as ends:
-        with pytest.raises((InvalidArgument, Internal)):
+        with pytest.raises(InvalidArgument):
             await ends.proxy.total(words())
         assert ends.served.notes == ["began", InvalidArgument, "ended"]
         await source.notes.has("ended")
@@ -930,7 +930,7 @@ async def test_max_size_holds_for_each_item_and_not_for_all_together() -> None:
         with pytest.raises(Error) as caught:
             await read_into(got, ends.proxy.small(2, 200))
         assert got == [bytes(80), bytes(80)]
-        assert isinstance(caught.value, MessageTooLarge | Internal)
+        assert type(caught.value) is MessageTooLarge
         with pytest.raises(MessageTooLarge, match=r"an item is 20\d bytes, and 100 are allowed"):
             await ends.proxy.take_small(items(80, 200, 80))
 

@@ -144,14 +144,13 @@ class Outbox:
                     return message.begun
         return None
 
-    def drop_all(self) -> set[int]:
-        """Takes all large messages that are not all sent out of the line; their call ids."""
-        dropped, self.cut = set(self.cut), {}
+    def drop_all(self) -> None:
+        """Takes all large messages that are not all sent out of the line."""
+        self.cut.clear()
         self.large.clear()
         self._waiting.clear()
         self.octets -= self._large_octets + self._waiting_octets
         self._large_octets = self._waiting_octets = 0
-        return dropped
 
     def poll(self, allowance: int, *, large: bool = True) -> list[bytes]:
         """Takes out frames of about ``allowance`` octets: those that are whole messages, then large ones in turns.
