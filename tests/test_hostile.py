@@ -322,6 +322,9 @@ def test_a_hundred_thousand_calls_and_cancels_end_in_a_goaway_and_never_in_more_
     for number in range(100_000):
         flood += request(2 * number + 1, b"Count.wait", b"\x80")
         flood += serialize_frame(Kind.CANCEL, 0, 2 * number + 1, b"")
+    # A handler that runs is counted.
+    assert pf("call", f"tcp:127.0.0.1:{bounded.port}", "Count.wait", "--timeout", "0.3").returncode == 28
+    assert counts(bounded)[1] == 1
     before = bounded.server.resident_kib()
     with bounded.connect() as peer:
         sender = threading.Thread(target=send_what_is_taken, args=(peer, bytes(flood)))
@@ -336,8 +339,9 @@ def test_a_hundred_thousand_calls_and_cancels_end_in_a_goaway_and_never_in_more_
     assert b"calls are cancelled at once" in payload or b"calls are opened than 100 at once" in payload
     running, most, begun = counts(bounded)
     assert running == 0
+    # The one of before; of the flood there may be none, where all of it was seen before the first was served.
     assert 0 < most <= 100
-    assert most <= begun <= 1000
+    assert most <= begun <= 1001
     bounded.server.wait_for_log("CancelFlood")
     assert bounded.server.resident_kib() - before < 16 * 1024
 
