@@ -50,7 +50,7 @@ from protoframe.core.events import (
 )
 from protoframe.core.frames import Flag, Frame
 from protoframe.core.limits import Limits
-from protoframe.core.messages import BACKLOG
+from protoframe.core.messages import BACKLOG, Outbox
 from protoframe.core.state import Role, State
 from protoframe.errors import (
     ConnectionLost,
@@ -84,12 +84,17 @@ _ROUNDS = 2
 #: Events after which what is ready is sent, so that the peer works on it while this end works on the rest.
 _TURN = 16
 
-#: Octets that are handed to the carrier at a time: what a peer must read for the carrier to take more.
-_ALLOWANCE = 128 * 1024
-
 
 class Carrier(typing.Protocol):
-    """What brings frames to the peer."""
+    """What brings frames to the peer.
+
+    :cvar allowance: octets that are handed to it at a time: what a peer must read for it to take more.
+    :cvar is_confirming: whether it tells by `Outbox.confirm` when a large message has come, because what it sends later
+        may come earlier.
+    """
+
+    allowance: int
+    is_confirming: bool
 
     def send(self, frames: list[bytes]) -> None:
         """Sends frames, in order."""
@@ -172,6 +177,7 @@ class Connection:
             lambda call: call.method.options.max_size,
             authenticator is not None,
         )
+        self._conversation.outbox.is_confirmed = carrier.is_confirming
         self._outlets = Outlets(self._conversation, self._clock, self._schedule)
         self._inlets = Inlets(self._conversation, reactor, self._schedule)
         self.calls = Caller(
@@ -329,6 +335,11 @@ class Connection:
         self._conversation.handle_frames(frames, now)
         self._transmit()
 
+    @property
+    def outbox(self) -> Outbox:
+        """What the carrier is to send."""
+        return self._conversation.outbox
+
     def heard(self, now: float) -> None:
         """Something came from the peer, though no whole frame yet."""
         self._conversation.handle_heard(now)
@@ -442,7 +453,7 @@ class Connection:
                     return
                 self._again = False
                 if not self._paused:
-                    frames = outbox.poll(_ALLOWANCE)
+                    frames = outbox.poll(self._carrier.allowance)
                     if frames:
                         self._carrier.send(frames)
                     if outbox.is_left or outbox.departed or self.calls.oneway:
@@ -506,7 +517,7 @@ class Connection:
 
     def _send_frames(self, *, large: bool = True) -> None:
         """Sends some of what is ready, of large messages too or not."""
-        frames = self._conversation.outbox.poll(_ALLOWANCE, large=large)
+        frames = self._conversation.outbox.poll(self._carrier.allowance, large=large)
         if frames and not self._over:
             self._carrier.send(frames)
 
@@ -515,7 +526,7 @@ class Connection:
 
         A timer that goes off early finds nothing due and is set anew: cheaper than to move it at each call.
         """
-        if due < self._timer_due:
+        if due < self._timer_due and not self._over:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_due = due
@@ -531,7 +542,7 @@ class Connection:
             self._conversation.end(error)
         self._conversation.handle_timer(now)
         self._transmit()
-        if self._conversation.state is not _CLOSED:
+        if not self._over:
             self.wake_at(self._carrier.next_timer())
 
     def _close(self) -> None:

@@ -35,7 +35,9 @@ from twisted.python.filepath import UnlistableError
 from protoframe._clock import call_later, clock_of
 from protoframe._connection import Connection
 from protoframe._context import scope
-from protoframe._factory import AGENT, method_table
+from protoframe._datagram import DatagramCarrier
+from protoframe._datagram_endpoints import client_of_udp, is_udp, server_of_udp
+from protoframe._factory import AGENT, Factory, method_table
 from protoframe._protocol import Protocol
 from protoframe._stream import StreamCarrier
 from protoframe._tls import client_endpoint_of, describe_tls_failure, is_tls_client, is_tls_server, server_endpoint_of
@@ -72,7 +74,8 @@ class ListeningPort(typing.Protocol):
 def listen(reactor: Any, where: str | IStreamServerEndpoint, factory: Any) -> Deferred[ListeningPort]:
     """Serves a `Factory`.
 
-    :param where: a Twisted server endpoint string, such as ``tcp:12000``, ``tcp6:12000``, ``unix:/run/x.sock`` or
+    :param where: ``udp:12000``, ``udp:12000:interface=127.0.0.1``, or ``udp:systemd=0`` for a socket that systemd has
+        opened; or a Twisted server endpoint string, such as ``tcp:12000``, ``tcp6:12000``, ``unix:/run/x.sock`` or
         ``tls:12000:privateKey=key.pem:certKey=cert.pem``; or an endpoint.
     :return: fires with the listening port; ``port.stopListening()`` ends it, ``port.getHost()`` tells its address.
 
@@ -95,6 +98,8 @@ def _check_where(where: Any, interface: Any) -> None:
 
 
 def _listen(reactor: Any, where: Any, factory: Any) -> Deferred[ListeningPort]:
+    if isinstance(where, str) and is_udp(where) and not isinstance(factory, Factory):
+        raise TypeError(f"over UDP listen serves a protoframe.Factory, not {factory!r}")
     endpoint: Any = server_endpoint(reactor, where) if isinstance(where, str) else where
     listening: Deferred[ListeningPort] = endpoint.listen(factory)
     return listening
@@ -106,7 +111,7 @@ def server_endpoint(reactor: Any, where: str) -> IStreamServerEndpoint:
     :raises ValueError: the string is wrong; the text says how, on one line.
     """
     _check_port(where, 1, _SERVER_PORTS)
-    make = server_endpoint_of if is_tls_server(where) else serverFromString
+    make: Any = server_endpoint_of if is_tls_server(where) else server_of_udp if is_udp(where) else serverFromString
     try:
         endpoint: IStreamServerEndpoint = make(reactor, where)
     except Exception as error:
@@ -123,7 +128,7 @@ def client_endpoint(reactor: Any, where: str) -> IStreamClientEndpoint:
         lambda match: f"{match[1]}:{(match[2] + (match[3] or '')).replace(':', chr(92) + ':')}", where
     )
     _check_port(where, 2, _CLIENT_PORTS)
-    make = client_endpoint_of if is_tls_client(where) else clientFromString
+    make: Any = client_endpoint_of if is_tls_client(where) else client_of_udp if is_udp(where) else clientFromString
     try:
         endpoint: IStreamClientEndpoint = make(reactor, where)
     except Exception as error:
@@ -177,8 +182,8 @@ class _ClientFactory(ClientFactory):
         self._serving = serving
         self._table = method_table(tuple(type(protocol) for protocol in serving))
 
-    def buildProtocol(self, addr: Any) -> StreamCarrier:
-        def connection(carrier: StreamCarrier, address: Any) -> Connection:
+    def buildProtocol(self, addr: Any) -> Any:
+        def connection(carrier: Any, address: Any) -> Connection:
             if self._token is not None and not _is_private(carrier.transport, address):
                 _log.warn("the token goes to {peer} unencrypted: whoever listens in can use it", peer=address)
             return Connection(
@@ -194,6 +199,8 @@ class _ClientFactory(ClientFactory):
                 interceptors=self._interceptors,
             )
 
+        if getattr(addr, "type", None) == "UDP":
+            return DatagramCarrier(connection, self._limits, self._reactor)
         return StreamCarrier(connection, self._limits, clock_of(self._reactor), pauses_peer=False)
 
 
@@ -225,8 +232,8 @@ def connect(
     Protocol, and closes in order when the block ends.  Awaited instead, it gives the same proxy, and
     `Connecting.close` closes.
 
-    :param where: a Twisted client endpoint string, such as ``tcp:host:port``, ``tls:host:port`` or ``unix:path``; an
-        IPv6 address may stand in brackets (``tcp:[::1]:12000``); or an endpoint.
+    :param where: ``udp:host:port``; or a Twisted client endpoint string, such as ``tcp:host:port``, ``tls:host:port``
+        or ``unix:path``; or an endpoint.  An IPv6 address may stand in brackets (``tcp:[::1]:12000``).
     :param protocol: what the server answers.
     :param serving: what this end answers, where the server may call it: a Protocol, or its class.
     :param limits: what this end takes of the server.

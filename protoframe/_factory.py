@@ -1,10 +1,11 @@
-"""`Factory`: serves Protocols on any Twisted stream endpoint.
+"""`Factory`: serves Protocols on any Twisted stream endpoint, and over UDP.
 
 Knows how an address becomes a conversation; where to listen is `protoframe.listen`'s.
 """
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,8 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
 
 from protoframe._clock import clock_of
-from protoframe._connection import Connection
+from protoframe._connection import Carrier, Connection
+from protoframe._datagram import DatagramCarrier
 from protoframe._protocol import Protocol
 from protoframe._serving import MethodTable
 from protoframe._stream import StreamCarrier, TurnedAway
@@ -146,7 +148,7 @@ class Factory(TwistedFactory):
         if len(self._connections) >= self.limits.max_connections:
             return self._turn_away(addr, reactor)
 
-        def connect(carrier: StreamCarrier, address: Any) -> Connection:
+        def connect(carrier: Carrier, address: Any) -> Connection:
             connection = Connection(
                 Role.ACCEPTOR,
                 reactor,
@@ -165,6 +167,10 @@ class Factory(TwistedFactory):
             self._connections.add(connection)
             return connection
 
+        if getattr(addr, "type", None) == "UDP":
+            # It is no `IProtocol`, and what asks for it (`protoframe.listen`) takes it for what it is.
+            datagrams: Any = DatagramCarrier(connect, self.limits, reactor)
+            return typing.cast("TwistedProtocol", datagrams)
         carrier = StreamCarrier(connect, self.limits, clock_of(reactor), pauses_peer=True)
         carrier.factory = self
         return carrier

@@ -5,6 +5,7 @@ Knows `ITransport` and where bytes go; what they mean is `protoframe.core.stream
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,9 @@ class StreamCarrier(TwistedProtocol):
     :ivar connection: what is carried, from `connectionMade` on.
     """
 
+    allowance = 128 * 1024
+    # What is sent later comes later.
+    is_confirming = False
     connection: Connection
     transport: Any
 
@@ -194,7 +198,7 @@ class StreamCarrier(TwistedProtocol):
 
     def next_timer(self) -> float:
         """When a frame that is on the way has taken too long."""
-        return self._reader.next_timer()
+        return math.inf if self._is_over else self._reader.next_timer()
 
     def handle_timer(self, now: float) -> None:
         """
@@ -209,12 +213,13 @@ class TurnedAway(TwistedProtocol):
     :param error: why.
     :param reactor: for the time.
     :param patience: seconds for which the other end may take to be told.
+    :ivar reason: the payload of the GOAWAY that says why.
     """
 
     transport: Any
 
     def __init__(self, error: Error, reactor: IReactorTime, patience: float) -> None:
-        self._error = error
+        self.reason = GoAway(error.status, 0, f"{error.type_name}: {error.message}").serialize()
         self._reactor = reactor
         self._patience = patience
         self._timer: Timer | None = None
@@ -228,6 +233,5 @@ class TurnedAway(TwistedProtocol):
         """Says why, and closes."""
         # One that says nothing would hold up the handshake of TLS, and so its end, for ever.
         self._timer = call_later(self._reactor, self._patience, self.transport.abortConnection)
-        goaway = GoAway(self._error.status, 0, f"{self._error.type_name}: {self._error.message}")
-        self.transport.write(serialize_preface() + serialize_frame(Kind.GOAWAY, 0, 0, goaway.serialize()))
+        self.transport.write(serialize_preface() + serialize_frame(Kind.GOAWAY, 0, 0, self.reason))
         self.transport.loseConnection()

@@ -60,6 +60,8 @@ class Outbox:
     :ivar departed: the call ids of those that are, since whoever waits for them last emptied it.
     :ivar octets: what waits to be sent, headers not counted.
     :ivar is_left: whether something waited on when `poll` was called last.
+    :ivar is_confirmed: whether the carrier tells by `confirm` when a large message has come.  One that keeps frames in
+        order need not: what it sends later comes later.
     """
 
     def __init__(self, max_frame: int) -> None:
@@ -71,6 +73,9 @@ class Outbox:
         self.departed: list[int] = []
         self.octets = 0
         self.is_left = False
+        self.is_confirmed = False
+        # Of large messages that are all sent, or dropped, and of which the peer may not know that yet.
+        self._unconfirmed = 0
         self._large_octets = 0
         self._waiting: deque[_Large] = deque()
         self._waiting_octets = 0
@@ -138,6 +143,8 @@ class Outbox:
                     self.octets -= message.total
                     if line is self.large:
                         self._large_octets -= message.total
+                        if message.begun and self.is_confirmed:
+                            self._unconfirmed += message.total
                         self._start()
                     else:
                         self._waiting_octets -= message.total
@@ -189,6 +196,8 @@ class Outbox:
                 self.large.append(message)
             else:
                 self._large_octets -= message.total
+                if self.is_confirmed:
+                    self._unconfirmed += message.total
                 del self.cut[message.call_id]
                 self.departed.append(message.call_id)
                 self._start()
@@ -196,11 +205,17 @@ class Outbox:
         self.is_left = bool(self.frames or self.large)
         return frames
 
+    def confirm(self, total: int) -> None:
+        """The peer has all of a large message of that length, or knows that no more of it comes."""
+        self._unconfirmed -= total
+        self._start()
+
     def _start(self) -> None:
         """Starts as many of the large messages that wait as the peer holds at once."""
         while self._waiting:
             message = self._waiting[0]
-            if self.large and self._large_octets + message.total > self.max_unfinished:
+            held = self._large_octets + self._unconfirmed
+            if (self.large or self._unconfirmed) and held + message.total > self.max_unfinished:
                 return
             self._large_octets += message.total
             self._waiting_octets -= message.total

@@ -1,0 +1,480 @@
+"""One end of an association: what two ends share once a server has let a client in, and until one of them closes.
+
+Knows packets, when they leave, where to, and what becomes of them; not what the frames in them mean, nor sockets.
+Datagrams, frames and the time go in through `handle_datagram`, `send` and `handle_timer`; frames, datagrams and the
+next timer come out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from protoframe.core.datagram.inflow import Full, Inflow
+from protoframe.core.datagram.mtu import PathMTU
+from protoframe.core.datagram.outflow import Item, Outflow
+from protoframe.core.datagram.packets import (
+    ACCEPT_OVERHEAD,
+    BASE_SIZE,
+    CLOSE,
+    DATA_OVERHEAD,
+    LONGEST_ACK,
+    MOST_RANGES,
+    PING,
+    Accept,
+    Ack,
+    Challenge,
+    Close,
+    Data,
+    Kind,
+    Once,
+    Part,
+    Ping,
+    Run,
+    Token,
+    parse_segments,
+    serialize_data,
+)
+from protoframe.core.datagram.ranges import RangeSet
+from protoframe.core.datagram.recovery import MAX_ACK_DELAY, Recovery, SentPacket
+from protoframe.core.frames import LAST_VERSION, Frame
+from protoframe.core.limits import Limits
+
+__all__ = ["Address", "Association", "Path"]
+
+#: Where a peer is: its address as a text, and its port.
+Address = tuple[str, int]
+
+#: Octets that may be held because something before them is missing.
+MOST_HELD = 4 * 1024 * 1024
+#: Packets that may be acknowledged together, once a few have been; the peer asks where it is in a hurry.
+ACK_EVERY = 8
+EARLY = 64
+#: Ranges of packets that have come of which account is kept.
+_RANGES_KEPT = 2 * MOST_RANGES
+#: What is sent to an address that has not shown that it wants it, for each octet that came from there; RFC 9000,
+#: section 8.1.
+AMPLIFICATION = 3
+#: Probes in vain after which it may be for the size of packets that nothing comes.
+_VAIN_PROBES = 3
+#: How often a new address is asked to show itself.
+_CHALLENGES = 6
+
+
+class Path:
+    """An address of the peer.
+
+    :param is_proven: whether it was seen to receive what is sent to it.
+    """
+
+    __slots__ = ("address", "challenge", "due", "is_proven", "received", "sent", "tries")
+
+    def __init__(self, address: Address, *, is_proven: bool) -> None:
+        self.address = address
+        self.is_proven = is_proven
+        self.received = 0
+        self.sent = 0
+        self.challenge = b""
+        self.due = math.inf
+        self.tries = 0
+
+    def takes(self, size: int) -> bool:
+        """Whether so many octets may be sent there."""
+        return self.is_proven or self.sent + size <= AMPLIFICATION * self.received
+
+
+class Association:
+    """One end of an association.
+
+    :param is_server: which end.
+    :param own_id: what packets to this end name.
+    :param peer_id: what packets to the peer name.
+    :param path: where the peer is.
+    :param limits: what this end takes.
+    :param now: the time.
+    :param random: gives random octets.
+    :param confirm: told the length of a large message when all of it has come.
+    :ivar own_id: see above.
+    :ivar path: where the peer is.
+    :ivar outflow: what is to be sent, and what is on the way.
+    :ivar recovery: which packets are.
+    :ivar is_closed: whether either end has closed it.
+    :ivar token: what the peer, a server, gave to be shown at the next connection.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_server: bool,
+        own_id: int,
+        peer_id: int,
+        path: Path,
+        limits: Limits,
+        now: float,
+        random: Callable[[int], bytes],
+        confirm: Callable[[int], None],
+    ) -> None:
+        self.own_id = own_id
+        self.path = path
+        self.is_closed = False
+        self.token = b""
+        self.mtu = PathMTU()
+        self.outflow = Outflow(confirm)
+        self.recovery = Recovery(now, self.mtu.size)
+        self._inflow = Inflow(limits.max_frame, MOST_HELD)
+        self._is_server = is_server
+        self._peer_id = peer_id
+        self._random = random
+        self._kind = Kind.TO_CLIENT if is_server else Kind.TO_SERVER
+        # A server names itself until the client has used the name.
+        self._is_introduced = not is_server
+        self._candidate: Path | None = None
+        self._answers: list[bytes] = []
+        self._received = RangeSet()
+        self._newest_at = now
+        self._unacknowledged = 0
+        self._ack_at = math.inf
+        # Whether the peer is to be asked for an ACK; and how many packets may leave whatever the window says.
+        self._asks = is_server
+        self._probes = 0
+        self._is_closing = False
+        self._send_at = -math.inf
+
+    # What goes in from above.
+
+    def send(self, frames: list[bytes]) -> None:
+        """Lines frames up."""
+        self.outflow.put(frames, self._room())
+
+    def close(self) -> None:
+        """Closes, once all that was sent has come."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._asks = not self.outflow.is_settled
+
+    def abort(self) -> list[tuple[bytes, Address]]:
+        """Closes at once; what is to be sent."""
+        if self.is_closed:
+            return []
+        self.is_closed = True
+        return self._sendable(self._seal(CLOSE))
+
+    # What goes in from below.
+
+    def handle_datagram(self, datagram: bytes, packet: Data | Accept, address: Address, now: float) -> list[Frame]:
+        """Takes a packet that names this end; the frames that it completes.
+
+        :raises Malformed: it does not keep to the layout; it is as if it had not come.
+        :raises RemoteProtocolError: the peer breaks a rule.
+        """
+        number = packet.number
+        received = self._received
+        if self.is_closed:
+            return []
+        if number in received:
+            self._repeat(now)
+            return []
+        segments = parse_segments(datagram, packet.segments)
+        if address == self.path.address:
+            self.path.received += len(datagram)
+        elif self._is_server:
+            self._handle_move(address, len(datagram), is_newest=number > received.largest)
+        else:
+            return []
+        if self._is_server and not self._is_introduced:
+            # Nobody can guess the id that the packet names: who sends it has got what was sent to that address.
+            self._is_introduced = True
+            if address == self.path.address:
+                self.path.is_proven = True
+        elicits = asks = False
+        frames: list[Frame] = []
+        inflow = self._inflow
+        try:
+            for segment in segments:
+                of = type(segment)
+                if of is Ack:
+                    self._handle_ack(segment, now)  # type: ignore[arg-type]
+                    continue
+                if of is Run:
+                    news = inflow.take_run(segment)  # type: ignore[arg-type]
+                    frames = frames + news if frames else news
+                    elicits = True
+                elif of is Part:
+                    frames += inflow.take_part(segment)  # type: ignore[arg-type]
+                    elicits = True
+                elif isinstance(segment, Once):
+                    elicits = True
+                    if inflow.is_greeted:
+                        frames += segment.frames
+                elif isinstance(segment, Ping):
+                    elicits = asks = True
+                elif isinstance(segment, Challenge):
+                    self._handle_challenge(segment, address, now)
+                elif isinstance(segment, Token):
+                    elicits = True
+                    if not self._is_server:
+                        self.token = segment.token
+                elif isinstance(segment, Close):
+                    self.is_closed = True
+        except Full:
+            return frames
+        is_next = number == received.largest + 1
+        if number > received.largest:
+            self._newest_at = now
+        received.add(number, number + 1)
+        received.keep(_RANGES_KEPT)
+        if elicits:
+            self._unacknowledged += 1
+            every = ACK_EVERY if number > EARLY else 2
+            if asks or not is_next or self._unacknowledged >= every:
+                self._ack_at = now
+            elif self._ack_at == math.inf:
+                self._ack_at = now + MAX_ACK_DELAY
+        if inflow.has_repeated:
+            inflow.has_repeated = False
+            self._repeat(now)
+        return frames
+
+    def _handle_ack(self, ack: Ack, now: float) -> None:
+        recovery = self.recovery
+        came, lost = recovery.handle_ack(ack, now)
+        for packet in came:
+            if packet.is_probe:
+                self.mtu.probe_came(packet.size)
+                recovery.congestion.size = self.mtu.size
+            else:
+                self.mtu.came(packet.size)
+            if packet.items:
+                self.outflow.come(packet.items)
+            if packet.acknowledges >= 0:
+                # The peer knows that these have come: it need not be told any more.
+                self._received.drop_below(packet.acknowledges)
+        self._handle_lost(lost, now)
+
+    def _handle_lost(self, lost: list[SentPacket], now: float) -> None:
+        for packet in lost:
+            if packet.is_probe:
+                self.mtu.probe_lost(packet.size, now)
+            else:
+                self.mtu.vanished(packet.size, now)
+                self.outflow.send_again(packet.items)
+        if lost:
+            self.recovery.congestion.size = self.mtu.size
+
+    def _repeat(self, now: float) -> None:
+        """Something came again: what the peer lacks may be the answer, so that is sent again, before its time."""
+        if self.recovery.may_be_nudged(now):
+            self._send_oldest_again()
+
+    def nudge(self, now: float) -> None:
+        """The client asks to be let in again: it has not heard that it is."""
+        self._repeat(now)
+
+    def _send_oldest_again(self) -> None:
+        count = 0
+        for packet in self.recovery.packets.values():
+            if packet.is_probe:
+                continue
+            self.outflow.send_again(packet.items)
+            count += 1
+            if count == 2:
+                break
+        self._probes = 2
+        if not self.outflow.has_more:
+            self._asks = True
+
+    # Where the peer is.
+
+    def _handle_move(self, address: Address, size: int, *, is_newest: bool) -> None:
+        """Something came from another address: it is asked to show that it is the peer's; RFC 9000, section 9."""
+        candidate = self._candidate
+        if candidate is None or candidate.address != address:
+            if not is_newest:
+                # Late, or a replay.
+                return
+            candidate = self._candidate = Path(address, is_proven=False)
+            candidate.challenge = self._random(8)
+            candidate.due = -math.inf
+        candidate.received += size
+
+    def _handle_challenge(self, challenge: Challenge, address: Address, now: float) -> None:
+        if not challenge.is_answer:
+            self._answers = [*self._answers[-3:], Challenge(challenge.octets, True).serialize()]
+            return
+        candidate = self._candidate
+        if candidate is None or candidate.address != address or candidate.challenge != challenge.octets:
+            return
+        is_new_host = address[0] != self.path.address[0]
+        candidate.is_proven = True
+        self.path, self._candidate = candidate, None
+        self.mtu = PathMTU()
+        for packet in self.recovery.change_path(now, self.mtu.size, is_new_host=is_new_host):
+            self.outflow.send_again(packet.items)
+        self._asks = True
+
+    # What comes out.
+
+    def poll(self, now: float) -> list[tuple[bytes, Address]]:
+        """The datagrams to send now, and where to."""
+        out: list[tuple[bytes, Address]] = []
+        if self.is_closed:
+            return out
+        if self._candidate is not None:
+            self._poll_candidate(self._candidate, now, out)
+        recovery, outflow, path = self.recovery, self.outflow, self.path
+        self._send_at = -math.inf
+        while outflow.has_more or self._asks or self._answers or self._ack_at <= now:
+            size = self.mtu.size
+            if not path.takes(size):
+                break
+            is_free = self._probes > 0
+            if not is_free and (outflow.has_more or self._asks):
+                may = recovery.may_send(size)
+                if may:
+                    at = recovery.send_at(now)
+                    if at > now:
+                        self._send_at = at
+                        may = False
+                if not may and not (self._answers or self._ack_at <= now):
+                    break
+                is_free = may
+            datagram = self._build(now, with_data=is_free)
+            if datagram is None:
+                break
+            path.sent += len(datagram)
+            out.append((datagram, path.address))
+        self._probes = 0
+        if path.is_proven and self._is_introduced and (probe := self.mtu.probe(now)):
+            if recovery.may_send(probe):
+                out.append((self._build_probe(probe, now), path.address))
+            else:
+                self.mtu.probing = 0
+        if self._is_closing and outflow.is_settled:
+            self.is_closed = True
+            out += self._sendable(self._seal(self._take_ack(now) + CLOSE))
+        return out
+
+    def _build(self, now: float, *, with_data: bool) -> bytes | None:
+        """A packet of what is most urgent; ``None`` where nothing is."""
+        room = self._room()
+        segments: list[bytes] = []
+        items: list[Item] = []
+        acknowledges = -1
+        outflow = self.outflow
+        if self._unacknowledged:
+            lost = outflow.lost
+            if not with_data or not lost or len(lost[0].octets) + LONGEST_ACK <= room:
+                acknowledges = self._received.largest
+                segments.append(self._take_ack(now))
+                room -= len(segments[0])
+        elif self._ack_at <= now:
+            self._ack_at = math.inf
+        if self._answers:
+            segments += self._answers
+            room -= sum(map(len, self._answers))
+            self._answers = []
+        elicits = False
+        if with_data:
+            if self._probes:
+                self._probes -= 1
+            # What may be the last for now says so, and is answered at once.
+            recovery = self.recovery
+            asks = self._asks or recovery.congestion.in_flight + 2 * self.mtu.size > recovery.congestion.window
+            filled, items = outflow.fill(room - 1, is_empty=not segments)
+            if filled:
+                segments += filled
+                elicits = True
+            if self._asks or (asks and filled):
+                self._asks = False
+                segments.append(PING)
+                elicits = True
+        if not segments:
+            return None
+        recovery = self.recovery
+        number = recovery.next_number
+        datagram = self._seal(b"".join(segments) if len(segments) > 1 else segments[0])
+        if elicits:
+            size = len(datagram)
+            recovery.sent(SentPacket(number, now, size, items, acknowledges))
+            self.mtu.sent(size)
+        return datagram
+
+    def _build_probe(self, size: int, now: float) -> bytes:
+        """A packet of a size that is not known to get through."""
+        number = self.recovery.next_number
+        datagram = self._seal(PING.ljust(size - self._overhead(), b"\0"))
+        self.recovery.sent(SentPacket(number, now, size, [], -1, is_probe=True))
+        return datagram
+
+    def _poll_candidate(self, candidate: Path, now: float, out: list[tuple[bytes, Address]]) -> None:
+        if now < candidate.due:
+            return
+        if candidate.tries == _CHALLENGES:
+            self._candidate = None
+            return
+        datagram = self._seal(Challenge(candidate.challenge, False).serialize())
+        if not candidate.takes(len(datagram)):
+            candidate.due = math.inf
+            return
+        candidate.sent += len(datagram)
+        candidate.tries += 1
+        candidate.due = now + self.recovery.round_trip.probe_after() * candidate.tries
+        out.append((datagram, candidate.address))
+
+    def _take_ack(self, now: float) -> bytes:
+        """The ACK that is due, or nothing."""
+        ranges = self._received.newest_first(MOST_RANGES + 1)
+        self._unacknowledged = 0
+        self._ack_at = math.inf
+        return Ack(now - self._newest_at, ranges).serialize() if ranges else b""
+
+    def _overhead(self) -> int:
+        return DATA_OVERHEAD if self._is_introduced else ACCEPT_OVERHEAD
+
+    def _room(self) -> int:
+        return self.mtu.size - self._overhead()
+
+    def _seal(self, segments: bytes) -> bytes:
+        """The next packet."""
+        recovery = self.recovery
+        number = recovery.next_number
+        recovery.next_number = number + 1
+        if self._is_introduced:
+            return serialize_data(self._kind, self._peer_id, number, segments)
+        return Accept(self._peer_id, number, self.own_id, LAST_VERSION).serialize(segments)
+
+    def _sendable(self, datagram: bytes) -> list[tuple[bytes, Address]]:
+        if not self.path.takes(len(datagram)):
+            return []
+        return [(datagram, self.path.address)]
+
+    def handle_too_large(self, size: int, now: float) -> None:
+        """The machine itself did not take a datagram of this size."""
+        self.mtu.too_large(size, now)
+        self.recovery.congestion.size = self.mtu.size
+
+    # Timers.
+
+    def next_timer(self) -> float:
+        """When `handle_timer` wants to be called; infinity for never."""
+        if self.is_closed:
+            return math.inf
+        due = min(self._ack_at, self.recovery.next_timer())
+        if self._send_at > -math.inf:
+            due = min(due, self._send_at)
+        if self._candidate is not None:
+            due = min(due, self._candidate.due)
+        return due
+
+    def handle_timer(self, now: float) -> None:
+        """Does what is due by now; `poll` is to follow."""
+        if self.is_closed:
+            return
+        lost, is_time_to_ask = self.recovery.handle_timer(now)
+        self._handle_lost(lost, now)
+        if is_time_to_ask:
+            if self.recovery.probes >= _VAIN_PROBES and self.mtu.size > BASE_SIZE:
+                # It may be that large packets vanish.
+                self.mtu.fall_back(now)
+                self.recovery.congestion.size = self.mtu.size
+            self._send_oldest_again()

@@ -1,0 +1,102 @@
+"""Sets of whole numbers that come mostly in order, kept as ranges: packets and channels that were seen.
+
+Knows numbers; not what they count.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+__all__ = ["RangeSet"]
+
+
+class RangeSet:
+    """A set of whole numbers from 0 on.
+
+    Two sorted lists hold where the ranges start and where they end (the end not included).  Almost always a number
+    extends the last range, and costs two comparisons.
+
+    :ivar floor: what is below it counts as in the set, and is not kept.
+    """
+
+    __slots__ = ("_ends", "_starts", "floor")
+
+    def __init__(self) -> None:
+        self.floor = 0
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def __len__(self) -> int:
+        """How many ranges there are above the floor."""
+        return len(self._starts)
+
+    def __contains__(self, number: int) -> bool:
+        if number < self.floor:
+            return True
+        if not self._ends or number >= self._ends[-1]:
+            return False
+        at = bisect_right(self._starts, number) - 1
+        return at >= 0 and number < self._ends[at]
+
+    @property
+    def largest(self) -> int:
+        """The largest number in the set; -1 where it is empty."""
+        return self._ends[-1] - 1 if self._ends else self.floor - 1
+
+    @property
+    def prefix(self) -> int:
+        """The smallest number that is not in the set."""
+        return self._ends[0] if self._starts and self._starts[0] <= self.floor else self.floor
+
+    def misses(self, start: int, end: int) -> bool:
+        """Whether none of the numbers from ``start`` to before ``end`` is in the set."""
+        if start < self.floor:
+            return False
+        if not self._ends or start >= self._ends[-1]:
+            return True
+        at = bisect_right(self._starts, start) - 1
+        if at >= 0 and start < self._ends[at]:
+            return False
+        return self._starts[at + 1] >= end
+
+    def add(self, start: int, end: int) -> None:
+        """Adds the numbers from ``start`` to before ``end``."""
+        starts, ends = self._starts, self._ends
+        start = max(start, self.floor)
+        if start >= end:
+            return
+        if not ends or start > ends[-1]:
+            starts.append(start)
+            ends.append(end)
+            return
+        if start == ends[-1]:
+            ends[-1] = end
+            return
+        # The ranges that touch it become one with it.
+        first = bisect_right(ends, start - 1)
+        last = bisect_right(starts, end)
+        if first < last:
+            start = min(start, starts[first])
+            end = max(end, ends[last - 1])
+        starts[first:last] = [start]
+        ends[first:last] = [end]
+
+    def drop_below(self, number: int) -> None:
+        """Raises the floor: what is below ``number`` counts as in the set from now on."""
+        if number <= self.floor:
+            return
+        self.floor = number
+        gone = bisect_right(self._ends, number)
+        del self._starts[:gone], self._ends[:gone]
+        if self._starts and self._starts[0] < number:
+            self._starts[0] = number
+
+    def keep(self, most: int) -> None:
+        """Keeps the last ``most`` ranges, and raises the floor to where they start."""
+        if len(self._starts) > most:
+            self.drop_below(self._starts[-most])
+
+    def newest_first(self, most: int) -> list[tuple[int, int]]:
+        """The last ``most`` ranges, as the first and the last number of each, the newest first."""
+        starts, ends = self._starts[-most:], self._ends[-most:]
+        return [(start, end - 1) for start, end in zip(reversed(starts), reversed(ends), strict=True)]
