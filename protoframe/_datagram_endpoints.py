@@ -1,7 +1,7 @@
 """The endpoints of ``udp:``: ``udp:12000:interface=127.0.0.1`` for servers, ``udp:host:12000`` for clients.
 
 Knows endpoint strings, names of hosts, and sockets that a service manager has opened; what goes over them is
-`protoframe._datagram`'s.
+`protoframe._datagram_sockets`'s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from twisted.python.systemd import ListenFDs
 from zope.interface import implementer
 
 from protoframe._clock import Timer, call_later
-from protoframe._datagram import DatagramCarrier, DatagramClient, DatagramServer
+from protoframe._datagram import DatagramCarrier
+from protoframe._datagram_sockets import DatagramClient, DatagramServer
 from protoframe._endpoint_strings import bind_parts, number_of, port_of, split_endpoint
 from protoframe.core.datagram.association import Address
 from protoframe.core.datagram.packets import LARGEST_SIZE

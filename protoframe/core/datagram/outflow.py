@@ -1,8 +1,8 @@
 """Frames put into segments: which of them keep their order, what goes first, and what is sent again.
 
 Knows the kinds of frames, and which frame of a call is the last of its end; not what any of them means, nor packets
-and when they leave.  A *channel* is what keeps its order.  A frame that stands alone, as most do, is a channel of its own; so
-nothing that is lost holds up another call.  The frames of a large message and of a stream share one, a `Lane`.
+and when they leave.  A *channel* is what keeps its order.  A frame that stands alone, as most do, is a channel of its
+own; so nothing that is lost holds up another call.  The frames of a large message and of a stream share one, a `Lane`.
 """
 
 from __future__ import annotations
