@@ -288,7 +288,8 @@ class TestUsage:
                 ["call", "127.0.0.1:12000", "A.b"],
                 "127.0.0.1:12000 does not say how to connect; try: tcp:127.0.0.1:12000",
             ),
-            (["call", "udp:127.0.0.1:12000", "A.b"], "udp is not supported by this version; try: tcp:127.0.0.1:12000"),
+            (["call", "udp:127.0.0.1", "A.b"], "'udp:127.0.0.1' is no place to connect to: the port is missing"),
+            (["call", "udp:127.0.0.1:1:x", "A.b"], "'x' is a part too many"),
             (["call", "", "A.b"], "WHERE is empty"),
             (["call", "tcp:127.0.0.1", "A.b"], "'tcp:127.0.0.1' is no place to connect to"),
             (["call", "tcp:127.0.0.1:99999", "A.b"], "99999"),
@@ -825,7 +826,7 @@ class TestCompletion:
             assert [item.partition(",")[2] for item in done.out.split()] == expected
 
     def test_a_server_that_cannot_be_asked_is_passed_over_in_silence(self, listener: socket.socket) -> None:
-        for where in (closed_port(), where_of(listener), "udp:x:1"):
+        for where in (closed_port(), where_of(listener), "udp:127.0.0.1:1", "udp:x:1"):
             began = time.monotonic()
             done = pf(_PF_COMPLETE="bash_complete", COMP_WORDS=f"pf call {where} Sp", COMP_CWORD="3")
             assert (done.status, done.out.strip(), done.err) == (0, "", "")

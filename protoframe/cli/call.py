@@ -57,8 +57,8 @@ def call(
     A stream takes as long as it takes, unless --timeout is given.
 
     \b
-    WHERE is tcp:host:port, tls:host:port, unix:path or any other
-    client endpoint string of Twisted.
+    WHERE is tcp:host:port, tls:host:port, udp:host:port, unix:path
+    or any other client endpoint string of Twisted.
 
     \b
     Examples:

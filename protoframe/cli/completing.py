@@ -38,7 +38,7 @@ _VALUE = re.compile(r"[\w.+-]+")
 def complete_where(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """The kinds of addresses."""
     del context, parameter
-    kinds = {"tcp:": "host:port", "tls:": "host:port", "unix:": "path"}
+    kinds = {"tcp:": "host:port", "tls:": "host:port", "udp:": "host:port", "unix:": "path"}
     return [CompletionItem(kind, type=STEM, help=rest) for kind, rest in kinds.items() if kind.startswith(incomplete)]
 
 

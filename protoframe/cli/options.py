@@ -30,7 +30,7 @@ _LONGEST = 1_000_000
 #: Octets of a method's name: the wire format's limit.
 _LONGEST_NAME = 255
 
-_KINDS = frozenset({"tcp", "tcp6", "tls", "ssl", "unix"})
+_KINDS = frozenset({"tcp", "tcp6", "tls", "ssl", "udp", "unix"})
 #: An address without a kind.
 _ADDRESS = re.compile(r"^(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}$")
 
@@ -59,8 +59,6 @@ def check_where(context: click.Context, parameter: click.Parameter, value: str) 
     _check_text(value, "WHERE")
     if not value.strip():
         raise Problem("WHERE is empty", USAGE, "tcp:host:port")
-    if value.startswith("udp:"):
-        raise Problem(f"{value}: udp is not supported by this version", USAGE, f"tcp:{value[4:]}")
     if _ADDRESS.match(value) and value.partition(":")[0] not in _KINDS:
         raise Problem(f"{value} does not say how to connect", USAGE, f"tcp:{value}")
     return value

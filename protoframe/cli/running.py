@@ -161,7 +161,7 @@ async def converse(
     try:
         connecting = connect(reactor, target.where, Reflection, limits=limits, token=settings.token)
     except ValueError as error:
-        raise Problem(str(error), USAGE, "tcp:host:port, tls:host:port or unix:path") from None
+        raise Problem(str(error), USAGE, "tcp:host:port, tls:host:port, udp:host:port or unix:path") from None
     with ExitStack() as stack:
         stack.enter_context(timeout(settings.timeout))
         try:
