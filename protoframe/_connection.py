@@ -137,6 +137,7 @@ class Connection:
     :ivar calls: what makes the calls of this end; proxies call it.
     :ivar address: the peer's.
     :ivar where: the same, as a text.
+    :ivar timer_due: when the timer goes off that this and the carrier share; infinity for never.
     :ivar opened: fires when the conversation is open, or fails with why it will not be.
     """
 
@@ -215,7 +216,7 @@ class Connection:
         self._end_error: Error | None = None
         self._wake: IDelayedCall | None = None
         self._timer: Timer | None = None
-        self._timer_due = math.inf
+        self.timer_due = math.inf
         self._close_timer: Timer | None = None
         self._drain_timer: Timer | None = None
         self._drained_by = math.inf
@@ -483,7 +484,7 @@ class Connection:
                 self._close()
             else:
                 due = conversation.next_timer()
-                if due < self._timer_due:
+                if due < self.timer_due:
                     self.wake_at(due)
         finally:
             self._busy = False
@@ -526,15 +527,15 @@ class Connection:
 
         A timer that goes off early finds nothing due and is set anew: cheaper than to move it at each call.
         """
-        if due < self._timer_due and not self._over:
+        if due < self.timer_due and not self._over:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer_due = due
+            self.timer_due = due
             self._timer = call_later(self._reactor, due - self._clock(), self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
-        self._timer_due = math.inf
+        self.timer_due = math.inf
         now = self._clock()
         try:
             self._carrier.handle_timer(now)

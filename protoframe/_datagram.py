@@ -16,7 +16,9 @@ from twisted.python.failure import Failure
 from protoframe._clock import clock_of
 from protoframe._connection import Connection
 from protoframe.core.datagram.association import Address, Association
-from protoframe.core.datagram.packets import Accept, Data, Malformed
+from protoframe.core.datagram.packets import Accept, Data
+from protoframe.core.datagram.packets import Kind as PacketKind
+from protoframe.core.datagram.recovery import MAX_ACK_DELAY
 from protoframe.core.frames import Flag, Frame, Kind
 from protoframe.core.limits import Limits
 from protoframe.errors import RemoteProtocolError
@@ -26,6 +28,9 @@ __all__ = ["DatagramCarrier"]
 #: Octets that wait to be sent: above the one it takes no more, below the other it does again.
 _HIGH = 48 * 1024
 _LOW = 16 * 1024
+#: Probes in vain after which a client tries from another socket: its address may have changed under it.
+_ROAM_AFTER = 5
+_ACCEPT = int(PacketKind.ACCEPT)
 
 
 class DatagramCarrier:
@@ -36,7 +41,6 @@ class DatagramCarrier:
     :param reactor: for the time, and for what is to happen later.
     :ivar connection: what is carried, from `begin` on.
     :ivar association: what carries it.
-    :ivar has_roamed: whether this end has tried another socket since something came last.
     """
 
     allowance = 32 * 1024
@@ -52,27 +56,33 @@ class DatagramCarrier:
         self._reactor = reactor
         self._clock = clock_of(reactor)
         self._is_paused = False
+        self._is_receiving = False
         self._is_over = False
-        self.has_roamed = False
-        self._transmit: Callable[[bytes, Address], None] = _drop
-        self._forget: Callable[[], None] = lambda: None
+        self._has_roamed = False
+        self._transmit: Callable[[bytes, Address], bool] = _nothing
+        self._forget: Callable[[], Any] = _nothing
+        self._roam: Callable[[], Any] = _nothing
 
     def begin(
         self,
         association: Association,
         address: Any,
-        transmit: Callable[[bytes, Address], None],
+        transmit: Callable[[bytes, Address], bool],
         forget: Callable[[], None],
+        roam: Callable[[], None] | None = None,
     ) -> None:
         """Makes the connection, and greets the peer.
 
         :param address: the peer's, as Twisted has it.
-        :param transmit: sends a datagram.
+        :param transmit: sends a datagram; whether it is too large for this machine.
         :param forget: called when nothing more is sent or taken.
+        :param roam: called when the peer was asked several times for a sign of life, and gave none.
         """
         self.association = association
         self._transmit = transmit
         self._forget = forget
+        if roam is not None:
+            self._roam = roam
         self.connection = self._connect(self, address)
         self.connection.start()
         self.flush(self._clock())
@@ -83,29 +93,41 @@ class DatagramCarrier:
 
     # What comes.
 
-    def datagram_received(self, datagram: bytes, packet: Data | Accept, address: Address) -> None:
-        """Takes a datagram of the association."""
+    def datagram_received(self, datagram: bytes, kind: int, address: Address) -> None:
+        """Takes a datagram of the association: one TO_SERVER, TO_CLIENT or ACCEPT.
+
+        :raises Malformed: it does not keep to the layout.
+        """
         if self._is_over:
             return
         now = self._clock()
         association = self.association
-        try:
-            frames: list[Frame] = association.handle_datagram(datagram, packet, address, now)
-        except Malformed:
-            return
-        except RemoteProtocolError as error:
-            self.connection.violated(error)
-            self.flush(now)
-            return
-        self.has_roamed = False
+        frames = association.handle_plain(datagram, address, now) if kind != _ACCEPT else None
+        if frames is None:
+            packet = Data.parse(datagram) if kind != _ACCEPT else Accept.parse(datagram)
+            try:
+                frames = association.handle_datagram(datagram, packet, address, now)
+            except RemoteProtocolError as error:
+                self.connection.violated(error)
+                self.flush(now)
+                return
+        self._has_roamed = False
         connection = self.connection
-        if frames or connection.outbox:
-            connection.frames_received(frames, now)
-        else:
-            connection.heard(now)
-        if frames and association.outflow.has_lanes:
+        self._is_receiving = True
+        try:
+            if frames or connection.outbox:
+                connection.frames_received(frames, now)
+            else:
+                connection.heard(now)
+        finally:
+            self._is_receiving = False
+        if frames and association.outflow.lanes:
             self._end_lanes(frames)
-        self.flush(now)
+        if self._is_paused or association.wants_poll(now):
+            self.flush(now)
+        elif connection.timer_due > now + MAX_ACK_DELAY:
+            # Nothing else is due earlier: what is sent and what comes only puts off what was due before.
+            connection.wake_at(association.next_timer())
 
     def _end_lanes(self, frames: list[Frame]) -> None:
         """Calls of this end that are answered send nothing more."""
@@ -124,32 +146,51 @@ class DatagramCarrier:
 
     def send(self, frames: list[bytes]) -> None:
         """Sends frames, as far as the network is known to take them."""
-        self.association.send(frames)
-        self.flush(self._clock())
+        if self._is_over:
+            return
+        association = self.association
+        datagram = association.send_plain(frames)
+        now = self._clock()
+        if datagram is not None:
+            if self._transmit(datagram, association.path.address):
+                self._too_large(len(datagram), now)
+            association.sent_plain(datagram, now)
+            if not self._is_receiving:
+                self.connection.wake_at(association.next_timer())
+            return
+        association.send(frames)
+        if self._is_receiving:
+            # The rest, timers and all, can wait until what came is dealt with.
+            self._send(now)
+        else:
+            self.flush(now)
 
     def flush(self, now: float) -> None:
         """Sends what may be sent."""
         if self._is_over:
             return
+        self._send(now)
         association = self.association
-        for datagram, address in association.poll(now):
-            self._transmit(datagram, address)
         if association.is_closed:
             self._end(ConnectionDone())
             return
-        queued = association.outflow.queued
-        if self._is_paused:
-            if queued < _LOW:
-                self._is_paused = False
-                self.connection.resume()
-        elif queued > _HIGH:
-            self._is_paused = True
-            self.connection.pause()
+        if self._is_paused and association.outflow.queued < _LOW:
+            self._is_paused = False
+            self.connection.resume()
         self.connection.wake_at(association.next_timer())
 
-    def too_large(self, size: int) -> None:
-        """The machine itself did not take a datagram of this size."""
-        self.association.handle_too_large(size, self._clock())
+    def _send(self, now: float) -> None:
+        """Sends what may be sent, and says when too much may not."""
+        association = self.association
+        for datagram, address in association.poll(now):
+            if self._transmit(datagram, address):
+                self._too_large(len(datagram), now)
+        if association.outflow.queued > _HIGH and not self._is_paused:
+            self._is_paused = True
+            self.connection.pause()
+
+    def _too_large(self, size: int, now: float) -> None:
+        self.association.handle_too_large(size, now)
 
     def close(self) -> None:
         """Closes, once what was sent has come."""
@@ -186,6 +227,9 @@ class DatagramCarrier:
         """Sends again what is lost, and what is due."""
         if not self._is_over:
             self.association.handle_timer(now)
+            if self.association.recovery.probes >= _ROAM_AFTER and not self._has_roamed:
+                self._has_roamed = True
+                self._roam()
             self.flush(now)
 
 
@@ -194,5 +238,6 @@ _ANSWERS = frozenset((int(Kind.RESPONSE), int(Kind.ERROR), int(Kind.END)))
 _MORE = int(Flag.MORE)
 
 
-def _drop(datagram: bytes, address: Address) -> None:
-    """Sends nothing: there is no association yet."""
+def _nothing(*_: Any) -> bool:
+    """What is called where there is no association yet."""
+    return False

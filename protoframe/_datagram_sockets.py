@@ -33,7 +33,6 @@ from protoframe.core.datagram.packets import (
     BASE_SIZE,
     DATA_OVERHEAD,
     LARGEST_SIZE,
-    Accept,
     Data,
     Initial,
     Kind,
@@ -55,8 +54,6 @@ _log = Logger(namespace="protoframe.datagram")
 
 #: Octets of datagrams that the kernel is asked to keep while the process is busy.
 _SOCKET_BUFFER = 2 * 1024 * 1024
-#: Probes in vain after which a client tries from another socket: its address may have changed under it.
-_ROAM_AFTER = 5
 #: How often in a row a client is told that nothing listens, until it believes it.
 _REFUSALS = 3
 #: Seconds until a client opens another socket, where the one that it had was closed under it.
@@ -75,7 +72,8 @@ _tokens: WeakKeyDictionary[Any, dict[Address, bytes]] = WeakKeyDictionary()
 
 #: What a client is told that is not wanted, where nobody says why.
 _UNWANTED = GoAway(Status.UNAVAILABLE, 0, "the server does not take this connection").serialize()
-_WITH_SEGMENTS = frozenset((Kind.TO_CLIENT, Kind.ACCEPT))
+_TO_SERVER = int(Kind.TO_SERVER)
+_WITH_SEGMENTS = frozenset((int(Kind.TO_CLIENT), int(Kind.ACCEPT)))
 
 
 def random_of(reactor: Any) -> Callable[[int], bytes]:
@@ -161,10 +159,10 @@ class DatagramServer(_Port):
         """Takes a datagram.  Nothing but what a client sends is ever answered."""
         try:
             kind, identifier = read_kind(datagram)
-            if kind == Kind.TO_SERVER:
+            if kind == _TO_SERVER:
                 carrier = self._carriers.get(identifier)
                 if carrier is not None:
-                    carrier.datagram_received(datagram, Data.parse(datagram), addr)
+                    carrier.datagram_received(datagram, kind, addr)
                 else:
                     self._reset(datagram, addr)
             elif kind == Kind.INITIAL and self._is_listening:
@@ -235,12 +233,8 @@ class DatagramServer(_Port):
             if not self._is_listening and not self._carriers:
                 self._close_socket()
 
-        def transmit(datagram: bytes, address: Address) -> None:
-            if self.send_datagram(datagram, address):
-                carrier.too_large(len(datagram))
-
         try:
-            carrier.begin(association, peer, transmit, forget)
+            carrier.begin(association, peer, self.send_datagram, forget)
         except Exception:
             _log.failure("what should serve {peer} could not be made", peer=peer)
             forget()
@@ -365,18 +359,15 @@ class DatagramClient:
             return
         try:
             kind, identifier = read_kind(datagram)
-            if kind == Kind.RESET:
-                self._reset(Reset.parse(datagram))
-            elif identifier != self._client_id:
-                return
-            elif self._carrier is None:
-                self._answered(kind, datagram)
-            elif kind in _WITH_SEGMENTS:
+            if kind in _WITH_SEGMENTS and identifier == self._client_id and self._carrier is not None:
                 self._refusals = 0
-                packet = Data.parse(datagram) if kind == Kind.TO_CLIENT else Accept.parse(datagram)
-                self._carrier.datagram_received(datagram, packet, self._address)
+                self._carrier.datagram_received(datagram, kind, self._address)
                 if self._carrier.association.token:
                     self._keep_token(self._carrier.association)
+            elif kind == Kind.RESET:
+                self._reset(Reset.parse(datagram))
+            elif identifier == self._client_id and self._carrier is None:
+                self._answered(kind, datagram)
         except Malformed:
             pass
 
@@ -410,22 +401,14 @@ class DatagramClient:
         )
         if knock.round_trip:
             association.recovery.round_trip.measure(knock.round_trip, 0.0)
-        carrier.begin(association, peer, self._transmit, self._close)
+        carrier.begin(association, peer, self._transmit, self._close, self._roam)
         self.connected.callback(carrier)
-        carrier.datagram_received(datagram, accept, self._address)
+        carrier.datagram_received(datagram, kind, self._address)
 
-    def _transmit(self, datagram: bytes, _: Address) -> None:
+    def _transmit(self, datagram: bytes, _: Address) -> bool:
         if self._socket is None:
-            return
-        is_too_large = self._socket.send_datagram(datagram, None)
-        carrier = self._carrier
-        if carrier is None:
-            return
-        if is_too_large:
-            carrier.too_large(len(datagram))
-        if carrier.association.recovery.probes >= _ROAM_AFTER and not carrier.has_roamed:
-            carrier.has_roamed = True
-            self._reactor.callLater(0, self._roam)
+            return False
+        return self._socket.send_datagram(datagram, None)
 
     def _roam(self) -> None:
         """Goes on from another socket: the association is known by its ids, wherever the client is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 from protoframe.core.datagram.inflow import Full, Inflow
 from protoframe.core.datagram.mtu import PathMTU
@@ -21,23 +22,27 @@ from protoframe.core.datagram.packets import (
     LONGEST_ACK,
     MOST_RANGES,
     PING,
+    RUN_OVERHEAD,
     Accept,
     Ack,
     Challenge,
     Close,
     Data,
     Kind,
+    Malformed,
     Once,
     Part,
     Ping,
     Run,
     Token,
+    parse_plain,
     parse_segments,
     serialize_data,
+    serialize_plain,
 )
 from protoframe.core.datagram.ranges import RangeSet
-from protoframe.core.datagram.recovery import MAX_ACK_DELAY, Recovery, SentPacket
-from protoframe.core.frames import LAST_VERSION, Frame
+from protoframe.core.datagram.recovery import MAX_ACK_DELAY, UNPACED, Recovery, SentPacket
+from protoframe.core.frames import HEADER, LAST_VERSION, Frame
 from protoframe.core.limits import Limits
 
 __all__ = ["Address", "Association", "Path"]
@@ -48,8 +53,10 @@ Address = tuple[str, int]
 #: Octets that may be held because something before them is missing.
 MOST_HELD = 4 * 1024 * 1024
 #: Packets that may be acknowledged together, once a few have been; the peer asks where it is in a hurry.
-ACK_EVERY = 8
+ACK_EVERY = 16
 EARLY = 64
+#: Packets that wait to be acknowledged for which an ACK rides along with what is sent anyway.
+RIDE_ALONG = 8
 #: Ranges of packets that have come of which account is kept.
 _RANGES_KEPT = 2 * MOST_RANGES
 #: What is sent to an address that has not shown that it wants it, for each octet that came from there; RFC 9000,
@@ -122,6 +129,7 @@ class Association:
         self.outflow = Outflow(confirm)
         self.recovery = Recovery(now, self.mtu.size)
         self._inflow = Inflow(limits.max_frame, MOST_HELD)
+        self._max_payload = limits.max_frame - HEADER.size
         self._is_server = is_server
         self._peer_id = peer_id
         self._random = random
@@ -134,6 +142,8 @@ class Association:
         self._newest_at = now
         self._unacknowledged = 0
         self._ack_at = math.inf
+        # ACKs that came, and when: what they say is taken in by `poll`, which has something more urgent first.
+        self._acks: list[tuple[Ack, float]] = []
         # Whether the peer is to be asked for an ACK; and how many packets may leave whatever the window says.
         self._asks = is_server
         self._probes = 0
@@ -145,6 +155,42 @@ class Association:
     def send(self, frames: list[bytes]) -> None:
         """Lines frames up."""
         self.outflow.put(frames, self._room())
+
+    def send_plain(self, frames: list[bytes]) -> bytes | None:
+        """The datagram, for the address of `path`, that frames fit, where nothing keeps it from leaving at once.
+
+        `sent_plain` is to follow.  Where there is anything out of the ordinary it is ``None``; then `send` and `poll`
+        do the same.
+        """
+        recovery = self.recovery
+        in_flight = recovery.congestion.in_flight
+        size = self.mtu.size
+        if (
+            in_flight + 2 * size > recovery.congestion.window
+            or in_flight >= UNPACED * size
+            or self._unacknowledged >= RIDE_ALONG
+            or not self._is_introduced
+            or not self.path.is_proven
+            or self._asks
+            or self._answers
+            or self.is_closed
+        ):
+            return None
+        plain = self.outflow.take_plain(frames, size - DATA_OVERHEAD)
+        if plain is None:
+            return None
+        number = recovery.next_number
+        recovery.next_number = number + 1
+        return serialize_plain(self._kind, self._peer_id, number, plain[0], len(frames), plain[1])
+
+    def sent_plain(self, datagram: bytes, now: float) -> None:
+        """What `send_plain` gave has left: takes account of it, which the peer need not wait for."""
+        recovery = self.recovery
+        size = len(datagram)
+        item = self.outflow.sent_plain(datagram[DATA_OVERHEAD:])
+        recovery.sent(SentPacket(recovery.next_number - 1, now, size, [item], -1))
+        if size > self.mtu.nearly:
+            self.mtu.filled()
 
     def close(self) -> None:
         """Closes, once all that was sent has come."""
@@ -161,24 +207,53 @@ class Association:
 
     # What goes in from below.
 
+    def handle_plain(self, datagram: bytes, address: Address, now: float) -> list[Frame] | None:
+        """Takes a packet that has nothing but a run of frames and comes in order; ``None`` of any other.
+
+        That is for `handle_datagram`, which would do the same with this one.
+        """
+        received = self._received
+        if address != self.path.address or not self._is_introduced or self.is_closed:
+            return None
+        plain = parse_plain(datagram)
+        if plain is None:
+            return None
+        number, first, frames = plain
+        if number != received.end:
+            return None
+        for frame in frames:
+            if len(frame[3]) > self._max_payload:
+                return None
+        if not self._inflow.take_plain(first, len(frames), datagram[DATA_OVERHEAD + RUN_OVERHEAD :]):
+            return None
+        received.add(number, number + 1)
+        self._newest_at = now
+        self._unacknowledged += 1
+        if self._unacknowledged >= (ACK_EVERY if number > EARLY else 2):
+            self._ack_at = now
+        elif self._ack_at == math.inf:
+            self._ack_at = now + MAX_ACK_DELAY
+        return frames
+
     def handle_datagram(self, datagram: bytes, packet: Data | Accept, address: Address, now: float) -> list[Frame]:
-        """Takes a packet that names this end; the frames that it completes.
+        """Takes a packet that names this end; the frames that it completes.  `poll` is to follow.
 
         :raises Malformed: it does not keep to the layout; it is as if it had not come.
         :raises RemoteProtocolError: the peer breaks a rule.
         """
         number = packet.number
         received = self._received
+        is_next = number == received.end
         if self.is_closed:
             return []
-        if number in received:
+        if not is_next and number in received:
             self._repeat(now)
             return []
         segments = parse_segments(datagram, packet.segments)
         if address == self.path.address:
             self.path.received += len(datagram)
         elif self._is_server:
-            self._handle_move(address, len(datagram), is_newest=number > received.largest)
+            self._handle_move(address, len(datagram), is_newest=number >= received.end)
         else:
             return []
         if self._is_server and not self._is_introduced:
@@ -193,9 +268,8 @@ class Association:
             for segment in segments:
                 of = type(segment)
                 if of is Ack:
-                    self._handle_ack(segment, now)  # type: ignore[arg-type]
-                    continue
-                if of is Run:
+                    self._acks.append((segment, now))  # type: ignore[arg-type]
+                elif of is Run:
                     news = inflow.take_run(segment)  # type: ignore[arg-type]
                     frames = frames + news if frames else news
                     elicits = True
@@ -218,8 +292,7 @@ class Association:
                     self.is_closed = True
         except Full:
             return frames
-        is_next = number == received.largest + 1
-        if number > received.largest:
+        if number >= received.end:
             self._newest_at = now
         received.add(number, number + 1)
         received.keep(_RANGES_KEPT)
@@ -234,6 +307,13 @@ class Association:
             inflow.has_repeated = False
             self._repeat(now)
         return frames
+
+    def _handle_acks(self) -> None:
+        acks, self._acks = self._acks, []
+        for ack, now in acks:
+            # Of what was never sent an ACK says nothing.
+            with suppress(Malformed):
+                self._handle_ack(ack, now)
 
     def _handle_ack(self, ack: Ack, now: float) -> None:
         recovery = self.recovery
@@ -263,6 +343,7 @@ class Association:
 
     def _repeat(self, now: float) -> None:
         """Something came again: what the peer lacks may be the answer, so that is sent again, before its time."""
+        self._handle_acks()
         if self.recovery.may_be_nudged(now):
             self._send_oldest_again()
 
@@ -306,6 +387,7 @@ class Association:
             return
         is_new_host = address[0] != self.path.address[0]
         candidate.is_proven = True
+        self._handle_acks()
         self.path, self._candidate = candidate, None
         self.mtu = PathMTU()
         for packet in self.recovery.change_path(now, self.mtu.size, is_new_host=is_new_host):
@@ -313,6 +395,20 @@ class Association:
         self._asks = True
 
     # What comes out.
+
+    def wants_poll(self, now: float) -> bool:
+        """Whether `poll` has something to do."""
+        outflow = self.outflow
+        return bool(
+            self._acks
+            or outflow.has_more
+            or self._ack_at <= now
+            or self._asks
+            or self._answers
+            or self._is_closing
+            or self.is_closed
+            or self._candidate is not None
+        )
 
     def poll(self, now: float) -> list[tuple[bytes, Address]]:
         """The datagrams to send now, and where to."""
@@ -322,13 +418,22 @@ class Association:
         if self._candidate is not None:
             self._poll_candidate(self._candidate, now, out)
         recovery, outflow, path = self.recovery, self.outflow, self.path
+        if self._acks:
+            congestion = recovery.congestion
+            if (
+                len(self._acks) > 1
+                or not outflow.has_more
+                or congestion.in_flight + 2 * self.mtu.size > congestion.window
+            ):
+                self._handle_acks()
         self._send_at = -math.inf
-        while outflow.has_more or self._asks or self._answers or self._ack_at <= now:
-            size = self.mtu.size
-            if not path.takes(size):
+        size = self.mtu.size
+        while True:
+            has_data = outflow.has_more or self._asks
+            if not (has_data or self._answers or self._ack_at <= now) or not (path.is_proven or path.takes(size)):
                 break
             is_free = self._probes > 0
-            if not is_free and (outflow.has_more or self._asks):
+            if has_data and not is_free:
                 may = recovery.may_send(size)
                 if may:
                     at = recovery.send_at(now)
@@ -361,14 +466,12 @@ class Association:
         items: list[Item] = []
         acknowledges = -1
         outflow = self.outflow
-        if self._unacknowledged:
+        if self._unacknowledged >= RIDE_ALONG or self._ack_at <= now or (self._unacknowledged and self._asks):
             lost = outflow.lost
             if not with_data or not lost or len(lost[0].octets) + LONGEST_ACK <= room:
-                acknowledges = self._received.largest
+                acknowledges = self._received.end - 1
                 segments.append(self._take_ack(now))
                 room -= len(segments[0])
-        elif self._ack_at <= now:
-            self._ack_at = math.inf
         if self._answers:
             segments += self._answers
             room -= sum(map(len, self._answers))
@@ -384,7 +487,7 @@ class Association:
             if filled:
                 segments += filled
                 elicits = True
-            if self._asks or (asks and filled):
+            if self._asks or (filled and (asks or outflow.is_holding)):
                 self._asks = False
                 segments.append(PING)
                 elicits = True
@@ -396,7 +499,8 @@ class Association:
         if elicits:
             size = len(datagram)
             recovery.sent(SentPacket(number, now, size, items, acknowledges))
-            self.mtu.sent(size)
+            if size > self.mtu.nearly:
+                self.mtu.filled()
         return datagram
 
     def _build_probe(self, size: int, now: float) -> bytes:
@@ -470,6 +574,7 @@ class Association:
         """Does what is due by now; `poll` is to follow."""
         if self.is_closed:
             return
+        self._handle_acks()
         lost, is_time_to_ask = self.recovery.handle_timer(now)
         self._handle_lost(lost, now)
         if is_time_to_ask:

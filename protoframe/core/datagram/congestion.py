@@ -54,10 +54,6 @@ class NewReno:
         self._size = size
         self.window = max(self.window, LEAST_PACKETS * size)
 
-    def sent(self, octets: int) -> None:
-        """A packet is on the way."""
-        self.in_flight += octets
-
     def acknowledged(self, octets: int, sent: float) -> None:
         """A packet has come, that was sent then."""
         self.in_flight -= octets
@@ -95,22 +91,20 @@ class Pacer:
     """Spaces packets out once more of them have left than a network should get at once.
 
     A token bucket of `BURST` packets, that fills `PACE` times as fast as the window turns over.
+
+    :ivar left: octets in it; whoever sends takes them out, and may overdraw it.
     """
 
-    __slots__ = ("_at", "_left")
+    __slots__ = ("_at", "left")
 
     def __init__(self, now: float) -> None:
         self._at = now
-        self._left = math.inf
+        self.left = math.inf
 
     def allows(self, now: float, window: int, size: int, round_trip: float) -> float:
         """When the next packet may leave; ``now`` or earlier for at once."""
         rate = PACE * window / round_trip
-        left = min(self._left + (now - self._at) * rate, float(BURST * size))
-        self._left = left
+        left = min(self.left + (now - self._at) * rate, float(BURST * size))
+        self.left = left
         self._at = now
         return now if left >= 0 else now - left / rate
-
-    def sent(self, octets: int) -> None:
-        """A packet has left."""
-        self._left -= octets

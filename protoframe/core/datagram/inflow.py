@@ -20,7 +20,7 @@ __all__ = ["Full", "Inflow"]
 _PIECE = 128
 _CHANNEL = 512
 #: Runs of which it is remembered what was in them.
-_REMEMBERED = 256
+_REMEMBERED = 64
 _HEADER_SIZE = HEADER.size
 _unpack_header = HEADER.unpack_from
 
@@ -68,7 +68,7 @@ class Inflow:
         self._channels: dict[int, _Channel] = {}
         # What came before the first channel.
         self._early: list[Frame] = []
-        self._seen: dict[int, tuple[int, int]] = {}
+        self._seen: list[tuple[int, int, int]] = [(-1, 0, 0)] * _REMEMBERED
 
     def take_run(self, run: Run) -> list[Frame]:
         """The frames of a run that have not come before.
@@ -76,7 +76,7 @@ class Inflow:
         :raises RemoteProtocolError: a frame is longer than it may be, or is another than came with its number before.
         :raises Full: there is no room.
         """
-        first, frames, octets = run
+        first, frames, octets = run.first, run.frames, run.octets
         end = first + len(frames)
         for frame in frames:
             if len(frame[3]) > self._max_payload:
@@ -95,13 +95,21 @@ class Inflow:
                 news += self._give(number, [frame])
         return news
 
+    def take_plain(self, first: int, count: int, octets: bytes) -> bool:
+        """Notes a run whose channels go on from the last that came, as most do; whether that was so."""
+        if self._channels or not self.is_greeted or first != self._done.end:
+            return False
+        self._done.add(first, first + count)
+        self._remember(first, count, octets)
+        return True
+
     def take_part(self, part: Part) -> list[Frame]:
         """The frames that octets of a channel complete.
 
         :raises RemoteProtocolError: a frame is longer than it may be, or the channel ends where it does not.
         :raises Full: there is no room.
         """
-        number, offset, octets, is_last = part
+        number, offset, octets, is_last = part.channel, part.offset, part.octets, part.is_last
         if number in self._done:
             self.has_repeated = True
             return []
@@ -227,12 +235,9 @@ class Inflow:
         return []
 
     def _remember(self, first: int, count: int, octets: bytes) -> None:
-        seen = self._seen
-        seen[first] = (count, crc32(octets))
-        if len(seen) > _REMEMBERED:
-            del seen[next(iter(seen))]
+        self._seen[first % _REMEMBERED] = (first, count, crc32(octets))
 
     def _compare(self, first: int, count: int, octets: bytes) -> None:
-        seen = self._seen.get(first)
-        if seen is not None and seen[0] == count and seen[1] != crc32(octets):
+        known, counted, checksum = self._seen[first % _REMEMBERED]
+        if known == first and counted == count and checksum != crc32(octets):
             raise RemoteProtocolError(f"channel {first}: other frames than came with this number before")

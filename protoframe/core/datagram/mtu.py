@@ -28,13 +28,14 @@ class PathMTU:
     """The size of packets of one path.
 
     :ivar size: octets that a packet may have.
+    :ivar nearly: what a packet has at least that is nearly full.
     :ivar probing: the size that a probe of which is on the way; 0 where none is.
     """
 
-    __slots__ = ("_failures", "_full", "_next_at", "_rung", "_vanished", "probing", "size")
+    __slots__ = ("_failures", "_full", "_next_at", "_rung", "_vanished", "nearly", "probing", "size")
 
     def __init__(self) -> None:
-        self.size = BASE_SIZE
+        self._set(BASE_SIZE)
         self.probing = 0
         self._rung = 0
         self._failures = 0
@@ -42,10 +43,9 @@ class PathMTU:
         self._vanished = 0
         self._next_at = -math.inf
 
-    def sent(self, size: int) -> None:
-        """A packet was sent."""
-        if size > self.size - self.size // 8:
-            self._full += 1
+    def filled(self) -> None:
+        """A packet was sent that is nearly full."""
+        self._full += 1
 
     def probe(self, now: float) -> int:
         """The size of the probe to send now; 0 for none."""
@@ -60,7 +60,7 @@ class PathMTU:
             self.probing = 0
             self._failures = 0
             self._rung += 1
-            self.size = max(self.size, size)
+            self._set(max(self.size, size))
 
     def probe_lost(self, size: int, now: float) -> None:
         """A probe was lost; that it is large is one reason why it may be."""
@@ -95,9 +95,13 @@ class PathMTU:
 
     def fall_back(self, now: float) -> None:
         """Sends small packets only, for some time."""
-        self.size = BASE_SIZE
+        self._set(BASE_SIZE)
         self.probing = 0
         self._rung = 0
         self._failures = 0
         self._vanished = 0
         self._next_at = now + RAISE_AFTER
+
+    def _set(self, size: int) -> None:
+        self.size = size
+        self.nearly = size - size // 8

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from protoframe.core.datagram.packets import (
     MOST_FRAMES,
     ONCE_OVERHEAD,
@@ -40,6 +42,7 @@ _ONEWAY = int(Flag.ONEWAY)
 _REQUEST_FLAGS = _MORE | _ITEMS | _ONEWAY
 #: Answers in one message, and frames that are to come after what was sent before them.
 _ANSWERS = frozenset((_RESPONSE, _ERROR))
+_CALL = frozenset((_REQUEST, _RESPONSE))
 _AFTER_ALL = frozenset((_CANCEL, _GOAWAY))
 
 #: Octets of a channel that are cut into one PART at the least, unless they are its last: smaller ones cost more than
@@ -47,28 +50,25 @@ _AFTER_ALL = frozenset((_CANCEL, _GOAWAY))
 _LEAST_PART = 64
 
 
-class Item:
+class Item(msgspec.Struct, eq=False, gc=False):
     """A segment that is sent until it has come.
 
     :ivar octets: the segment.
-    :ivar has_come: whether the peer has acknowledged it.
-    :ivar is_waiting: whether it is to be sent again.
     :ivar serial: which comes first of two is the one that was made first.
     :ivar lane: the lane that it is of, where the lane keeps account.
     :ivar start: where in the lane it starts.
     :ivar end: and ends.
+    :ivar has_come: whether the peer has acknowledged it.
+    :ivar is_waiting: whether it is to be sent again.
     """
 
-    __slots__ = ("end", "has_come", "is_waiting", "lane", "octets", "serial", "start")
-
-    def __init__(self, octets: bytes, serial: int, lane: Lane | None = None, start: int = 0, end: int = 0) -> None:
-        self.octets = octets
-        self.serial = serial
-        self.has_come = False
-        self.is_waiting = False
-        self.lane = lane
-        self.start = start
-        self.end = end
+    octets: bytes
+    serial: int
+    lane: Lane | None = None
+    start: int = 0
+    end: int = 0
+    has_come: bool = False
+    is_waiting: bool = False
 
 
 class Lane:
@@ -114,6 +114,7 @@ class Outflow:
     :ivar lost: items to send again.
     :ivar unacknowledged: items that were sent and have not come.
     :ivar queued: octets of frames that wait to be sent for the first time.
+    :ivar lanes: channels of several frames that are open, by the ids of their calls.
     """
 
     def __init__(self, confirm: Callable[[int], None]) -> None:
@@ -126,7 +127,7 @@ class Outflow:
         self._bulk: deque[_Bulk] = deque()
         # Frames that wait until all that was sent before them has come, and the first serial after that.
         self._held: deque[tuple[int, bytes]] = deque()
-        self._lanes: dict[int, Lane] = {}
+        self.lanes: dict[int, Lane] = {}
         self._channel = 0
         self._serial = 0
         # The first frame is HELLO, and goes before all others.
@@ -136,6 +137,11 @@ class Outflow:
     def has_more(self) -> bool:
         """Whether something waits to be sent."""
         return bool(self._small or self._bulk or self._once or self.lost)
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether something waits until what was sent before it has come."""
+        return bool(self._held)
 
     @property
     def is_settled(self) -> bool:
@@ -149,7 +155,7 @@ class Outflow:
 
         :param room: octets that the segments of a packet can have.
         """
-        lanes = self._lanes
+        lanes = self.lanes
         largest = room - RUN_OVERHEAD
         small = self._small
         for frame in frames:
@@ -174,6 +180,31 @@ class Outflow:
             else:
                 self._put_whole(frame)
 
+    def take_plain(self, frames: list[bytes], room: int) -> tuple[int, bytes] | None:
+        """The first channel and the octets of the RUN that frames fit, where nothing is to be sent before them.
+
+        It is what `put` and `fill` come to for most calls and answers, in one step; `sent_plain` is to follow.
+        """
+        if self._small or self._bulk or self._once or self.lost or self.lanes or not self._channel:
+            return None
+        for frame in frames:
+            kind = frame[2]
+            if kind not in _CALL or frame[3] & _REQUEST_FLAGS:
+                return None
+        octets = frames[0] if len(frames) == 1 else b"".join(frames)
+        if len(octets) > room - RUN_OVERHEAD or len(frames) > MOST_FRAMES:
+            return None
+        first = self._channel
+        self._channel = first + len(frames)
+        return first, octets
+
+    def sent_plain(self, segment: bytes) -> Item:
+        """The item of a RUN that was sent."""
+        item = Item(segment, self._serial)
+        self._serial += 1
+        self.unacknowledged.add(item)
+        return item
+
     def _put_request(self, frame: bytes, room: int) -> None:
         flags = frame[3]
         if flags & (_MORE | _ITEMS):
@@ -186,7 +217,7 @@ class Outflow:
 
     def _put_ordered(self, kind: int, frame: bytes) -> None:
         """A frame that comes after others, of its call or of all."""
-        lane = self._lanes.get(self._call_of(frame)) if kind != _GOAWAY else None
+        lane = self.lanes.get(self._call_of(frame)) if kind != _GOAWAY else None
         if lane is None:
             self._bulk.append(_Bulk(frame, 0, 0, None, is_last=True))
         elif kind in (_RESPONSE, _ERROR, _CHUNK, _ITEM, _END, _CANCEL):
@@ -197,7 +228,7 @@ class Outflow:
 
     def _open_lane(self, frame: bytes) -> Lane:
         call_id = self._call_of(frame)
-        lane = self._lanes[call_id] = Lane(self._next_channel())
+        lane = self.lanes[call_id] = Lane(self._next_channel())
         lane.is_single = frame[2] != _ITEM and not (frame[2] == _REQUEST and frame[3] & _ITEMS)
         return lane
 
@@ -214,7 +245,7 @@ class Outflow:
             lane.marks.append((lane.offset, lane.total))
             lane.total = 0
         if is_last:
-            del self._lanes[self._call_of(frame)]
+            del self.lanes[self._call_of(frame)]
         self._bulk.append(_Bulk(frame, lane.channel, start, lane, is_last=is_last))
 
     def _begin_large(self, lane: Lane, total: int) -> None:
@@ -228,15 +259,10 @@ class Outflow:
 
     def end_lane(self, call_id: int) -> None:
         """A call of this end is answered: nothing follows in its lane, but that the rest of a message is called off."""
-        lane = self._lanes.get(call_id)
+        lane = self.lanes.get(call_id)
         if lane is not None and not lane.total:
-            del self._lanes[call_id]
+            del self.lanes[call_id]
             self._bulk.append(_Bulk(b"", lane.channel, lane.offset, lane, is_last=True))
-
-    @property
-    def has_lanes(self) -> bool:
-        """Whether any channel of several frames is open."""
-        return bool(self._lanes)
 
     @staticmethod
     def _call_of(frame: bytes) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from zlib import crc32
 
+import msgspec
+
 from protoframe.core.frames import HEADER, Frame
 
 __all__ = [
@@ -53,6 +55,9 @@ _SEED = crc32(MAGIC)
 _CHECKSUM = struct.Struct("!I")
 _CHECKSUM_SIZE = _CHECKSUM.size
 _pack_checksum = _CHECKSUM.pack
+_PREFIX = struct.Struct("!IBQ")
+_PREFIX_SIZE = _PREFIX.size
+_unpack_prefix = _PREFIX.unpack_from
 
 _INITIAL = struct.Struct("!B4sBBQH")
 _ID = struct.Struct("!BQ")
@@ -104,19 +109,19 @@ def seal(body: bytes) -> bytes:
 def read_kind(datagram: bytes) -> tuple[int, int]:
     """The kind of a packet and the connection id that it names, once its checksum is found right.
 
+    What an INITIAL has in the place of the id means nothing.
+
     :raises Malformed: it is no packet.
     """
-    if len(datagram) < _CHECKSUM_SIZE + _ID.size:
+    if len(datagram) < _PREFIX_SIZE:
         raise Malformed("too short")
+    checksum, kind, identifier = _unpack_prefix(datagram)
     # A slice of the octets is copied, which costs less than a view does.
-    if crc32(datagram[_CHECKSUM_SIZE:], _SEED) != int.from_bytes(datagram[:_CHECKSUM_SIZE]):
+    if crc32(datagram[_CHECKSUM_SIZE:], _SEED) != checksum:
         raise Malformed("the checksum is wrong")
-    kind = datagram[_CHECKSUM_SIZE]
     if kind not in _KINDS:
         raise Malformed(f"kind 0x{kind:02x}")
-    if kind == Kind.INITIAL:
-        return kind, 0
-    return kind, int.from_bytes(datagram[_CHECKSUM_SIZE + 1 : _CHECKSUM_SIZE + 9])
+    return kind, identifier
 
 
 class Initial(NamedTuple):
@@ -232,7 +237,7 @@ class Reset(NamedTuple):
         return cls(*_DATA.unpack_from(datagram, _CHECKSUM_SIZE)[1:])
 
 
-class Data(NamedTuple):
+class Data(msgspec.Struct, gc=False):
     """TO_SERVER and TO_CLIENT: segments.
 
     :ivar identifier: the connection id of whoever it is for.
@@ -260,7 +265,7 @@ def serialize_data(kind: int, identifier: int, number: int, segments: bytes) -> 
     return seal(_pack_data(kind, identifier, number) + segments)
 
 
-class Accept(NamedTuple):
+class Accept(msgspec.Struct, gc=False):
     """ACCEPT: what a server sends until the client has shown that it knows the server's id; with segments.
 
     :ivar server_id: what packets to the server are to name.
@@ -275,7 +280,7 @@ class Accept(NamedTuple):
 
     def serialize(self, segments: bytes) -> bytes:
         """The packet."""
-        return seal(_ACCEPT.pack(Kind.ACCEPT, *self[:4]) + segments)
+        return seal(_ACCEPT.pack(Kind.ACCEPT, self.client_id, self.number, self.server_id, self.version) + segments)
 
     @classmethod
     def parse(cls, datagram: bytes) -> Accept:
@@ -327,6 +332,10 @@ _ACK_HEAD = struct.Struct("!BQHBH")
 _ACK_RANGE = struct.Struct("!HH")
 _HEADER_SIZE = HEADER.size
 _unpack_frame = HEADER.unpack_from
+#: A packet that has one RUN and nothing else: what follows the id, and all that follows the checksum.
+_unpack_plain = struct.Struct("!QBQB").unpack_from
+_pack_plain = struct.Struct("!BQQBQB").pack
+_PLAIN_SIZE = DATA_OVERHEAD + _RUN_HEAD.size
 
 RUN_OVERHEAD = _RUN_HEAD.size
 #: Frames in one RUN, or in one ONCE.
@@ -342,7 +351,7 @@ LONGEST_ACK = _ACK_HEAD.size + MOST_RANGES * _ACK_RANGE.size
 _MOST_OF_RANGE = 0xFFFF
 
 
-class Ack(NamedTuple):
+class Ack(msgspec.Struct, gc=False):
     """ACK: the packets that have come, as ranges, the newest first.
 
     :ivar delay: seconds from when the newest of them came.
@@ -355,7 +364,7 @@ class Ack(NamedTuple):
     def serialize(self) -> bytes:
         """The segment; what cannot be told in it is left out, oldest first."""
         first, last = self.ranges[0]
-        delay = int(min(max(self.delay, 0.0), _LONGEST_DELAY) / ACK_UNIT)
+        delay = int(self.delay / ACK_UNIT) if 0 < self.delay < _LONGEST_DELAY else 0xFFFF if self.delay > 0 else 0
         if len(self.ranges) == 1 or last - first > _MOST_OF_RANGE:
             return _ACK_HEAD.pack(_ACK, last, delay, 0, min(last - first, _MOST_OF_RANGE))
         told = []
@@ -372,7 +381,7 @@ class Ack(NamedTuple):
         return _ACK_HEAD.pack(_ACK, last, delay, len(told), last - first) + b"".join(told)
 
 
-class Run(NamedTuple):
+class Run(msgspec.Struct, gc=False):
     """RUN: frames, each whole and the only one of its channel; the channels' numbers follow each other.
 
     :ivar first: the number of the first channel.
@@ -389,7 +398,7 @@ def serialize_run(first: int, count: int, frames: bytes) -> bytes:
     return _RUN_HEAD.pack(_RUN, first, count) + frames
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, gc=False):
     """PART and LAST_PART: octets of the frames of a channel, which are one after the other.
 
     :ivar is_last: whether they are the last of the channel.
@@ -406,7 +415,7 @@ class Part(NamedTuple):
         return _PART_HEAD.pack(kind, self.channel, self.offset, len(self.octets)) + self.octets
 
 
-class Once(NamedTuple):
+class Once(msgspec.Struct, gc=False):
     """ONCE: frames that were sent once."""
 
     frames: list[Frame]
@@ -417,7 +426,7 @@ def serialize_once(count: int, frames: bytes) -> bytes:
     return bytes((_ONCE, count)) + frames
 
 
-class Challenge(NamedTuple):
+class Challenge(msgspec.Struct, gc=False):
     """CHALLENGE, and its answer."""
 
     octets: bytes
@@ -428,7 +437,7 @@ class Challenge(NamedTuple):
         return bytes((_CHALLENGE_ANSWER if self.is_answer else _CHALLENGE,)) + self.octets
 
 
-class Token(NamedTuple):
+class Token(msgspec.Struct, gc=False):
     """TOKEN: shows at the next connection that this one was."""
 
     token: bytes
@@ -438,11 +447,11 @@ class Token(NamedTuple):
         return bytes((_TOKEN, len(self.token))) + self.token
 
 
-class Ping(NamedTuple):
+class Ping(msgspec.Struct, gc=False):
     """PING."""
 
 
-class Close(NamedTuple):
+class Close(msgspec.Struct, gc=False):
     """CLOSE."""
 
 
@@ -502,6 +511,33 @@ def parse_segments(datagram: bytes, at: int) -> list[Segment]:
     if at != end:
         raise Malformed("a segment is cut off")
     return segments
+
+
+def parse_plain(datagram: bytes) -> tuple[int, int, list[Frame]] | None:
+    """The number, the first channel and the frames of a packet with segments that has one RUN and nothing else.
+
+    Most are like that.  Of any other, or a malformed one, it gives ``None``, and `parse_segments` has more to say.
+    """
+    end = len(datagram)
+    if end <= _PLAIN_SIZE:
+        return None
+    number, kind, first, count = _unpack_plain(datagram, _PREFIX_SIZE)
+    if kind != _RUN:
+        return None
+    frames: list[Frame] = []
+    at = _PLAIN_SIZE
+    while at + _HEADER_SIZE <= end:
+        length, kind, flags, call_id = _unpack_frame(datagram, at)
+        body = at + _HEADER_SIZE
+        at = body + length
+        frames.append((kind, flags, call_id, datagram[body:at]))
+    return (number, first, frames) if at == end and len(frames) == count else None
+
+
+def serialize_plain(kind: int, identifier: int, number: int, first: int, count: int, frames: bytes) -> bytes:
+    """Such a packet, of so many frames."""
+    body = _pack_plain(kind, identifier, number, _RUN, first, count) + frames
+    return _pack_checksum(crc32(body, _SEED)) + body
 
 
 def _frames(datagram: bytes, at: int, count: int) -> tuple[list[Frame], int]:

@@ -17,12 +17,14 @@ class RangeSet:
     extends the last range, and costs two comparisons.
 
     :ivar floor: what is below it counts as in the set, and is not kept.
+    :ivar end: the number after the largest in the set, or the floor.
     """
 
-    __slots__ = ("_ends", "_starts", "floor")
+    __slots__ = ("_ends", "_starts", "end", "floor")
 
     def __init__(self) -> None:
         self.floor = 0
+        self.end = 0
         self._starts: list[int] = []
         self._ends: list[int] = []
 
@@ -37,11 +39,6 @@ class RangeSet:
             return False
         at = bisect_right(self._starts, number) - 1
         return at >= 0 and number < self._ends[at]
-
-    @property
-    def largest(self) -> int:
-        """The largest number in the set; -1 where it is empty."""
-        return self._ends[-1] - 1 if self._ends else self.floor - 1
 
     @property
     def prefix(self) -> int:
@@ -62,15 +59,17 @@ class RangeSet:
     def add(self, start: int, end: int) -> None:
         """Adds the numbers from ``start`` to before ``end``."""
         starts, ends = self._starts, self._ends
+        if start == self.end and ends and start < end:
+            # As it mostly is.
+            self.end = ends[-1] = end
+            return
         start = max(start, self.floor)
         if start >= end:
             return
-        if not ends or start > ends[-1]:
+        if start > self.end or not ends:
             starts.append(start)
             ends.append(end)
-            return
-        if start == ends[-1]:
-            ends[-1] = end
+            self.end = end
             return
         # The ranges that touch it become one with it.
         first = bisect_right(ends, start - 1)
@@ -80,12 +79,14 @@ class RangeSet:
             end = max(end, ends[last - 1])
         starts[first:last] = [start]
         ends[first:last] = [end]
+        self.end = ends[-1]
 
     def drop_below(self, number: int) -> None:
         """Raises the floor: what is below ``number`` counts as in the set from now on."""
         if number <= self.floor:
             return
         self.floor = number
+        self.end = max(self.end, number)
         gone = bisect_right(self._ends, number)
         del self._starts[:gone], self._ends[:gone]
         if self._starts and self._starts[0] < number:
@@ -98,5 +99,7 @@ class RangeSet:
 
     def newest_first(self, most: int) -> list[tuple[int, int]]:
         """The last ``most`` ranges, as the first and the last number of each, the newest first."""
+        if len(self._starts) == 1:
+            return [(self._starts[0], self._ends[0] - 1)]
         starts, ends = self._starts[-most:], self._ends[-most:]
         return [(start, end - 1) for start, end in zip(reversed(starts), reversed(ends), strict=True)]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from protoframe.core.datagram.congestion import NewReno, Pacer
 from protoframe.core.datagram.outflow import Item
 from protoframe.core.datagram.packets import Ack, Malformed
@@ -18,6 +20,8 @@ __all__ = ["MAX_ACK_DELAY", "Recovery", "SentPacket"]
 MAX_ACK_DELAY = 0.025
 #: How many later packets have come where one is lost; RFC 9002, section 6.1.1.
 REORDERING = 3
+#: Packets that may be on the way before the pacer is asked: as many have never harmed a network.
+UNPACED = 4
 #: Seconds between two probes at most, unless the round trip takes longer.  Backing off without an end would have half
 #: a minute go by until an answer gets through a network that loses every second packet.
 LONGEST_PROBE = 2.0
@@ -26,25 +30,21 @@ LONGEST_PROBE = 2.0
 PERSISTENT = 3
 
 
-class SentPacket:
+class SentPacket(msgspec.Struct, eq=False, gc=False):
     """A packet on the way that is to be acknowledged.
 
+    :ivar sent: when it left.
     :ivar items: what is in it.
     :ivar acknowledges: the newest packet that it acknowledges; -1 for none.
     :ivar is_probe: whether it only asks whether a packet of its size gets through.
     """
 
-    __slots__ = ("acknowledges", "is_probe", "items", "number", "sent", "size")
-
-    def __init__(
-        self, number: int, sent: float, size: int, items: list[Item], acknowledges: int, *, is_probe: bool = False
-    ) -> None:
-        self.number = number
-        self.sent = sent
-        self.size = size
-        self.items = items
-        self.acknowledges = acknowledges
-        self.is_probe = is_probe
+    number: int
+    sent: float
+    size: int
+    items: list[Item]
+    acknowledges: int
+    is_probe: bool = False
 
 
 class Recovery:
@@ -76,8 +76,8 @@ class Recovery:
         """A packet has left."""
         self.packets[packet.number] = packet
         self._sent_at = packet.sent
-        self.congestion.sent(packet.size)
-        self.pacer.sent(packet.size)
+        self.congestion.in_flight += packet.size
+        self.pacer.left -= packet.size
 
     def may_send(self, size: int) -> bool:
         """Whether the window has room."""
@@ -88,8 +88,10 @@ class Recovery:
         return False
 
     def send_at(self, now: float) -> float:
-        """When the pacer lets the next packet leave."""
+        """When the pacer lets the next packet leave; ``now`` or earlier for at once."""
         congestion = self.congestion
+        if congestion.in_flight < UNPACED * congestion.size:
+            return now
         return self.pacer.allows(now, congestion.window, congestion.size, self.round_trip.smoothed)
 
     def handle_ack(self, ack: Ack, now: float) -> tuple[list[SentPacket], list[SentPacket]]:
