@@ -29,7 +29,7 @@ __all__ = ["DatagramCarrier"]
 _HIGH = 48 * 1024
 _LOW = 16 * 1024
 #: Probes in vain after which a client tries from another socket: its address may have changed under it.
-_ROAM_AFTER = 5
+_ROAM_AFTER = 6
 _ACCEPT = int(PacketKind.ACCEPT)
 
 

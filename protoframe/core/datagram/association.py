@@ -62,6 +62,8 @@ _RANGES_KEPT = 2 * MOST_RANGES
 #: What is sent to an address that has not shown that it wants it, for each octet that came from there; RFC 9000,
 #: section 8.1.
 AMPLIFICATION = 3
+#: Packets that are sent where it is asked whether anything comes.
+_PROBES = 2
 #: Probes in vain after which it may be for the size of packets that nothing comes.
 _VAIN_PROBES = 3
 #: How often a new address is asked to show itself.
@@ -142,6 +144,8 @@ class Association:
         self._newest_at = now
         self._unacknowledged = 0
         self._ack_at = math.inf
+        # Whether the network loses packets, as far as can be seen just now: then each packet has an ACK.
+        self._is_lossy = False
         # ACKs that came, and when: what they say is taken in by `poll`, which has something more urgent first.
         self._acks: list[tuple[Ack, float]] = []
         # Whether the peer is to be asked for an ACK; and how many packets may leave whatever the window says.
@@ -169,6 +173,7 @@ class Association:
             in_flight + 2 * size > recovery.congestion.window
             or in_flight >= UNPACED * size
             or self._unacknowledged >= RIDE_ALONG
+            or self._is_lossy
             or not self._is_introduced
             or not self.path.is_proven
             or self._asks
@@ -213,7 +218,7 @@ class Association:
         That is for `handle_datagram`, which would do the same with this one.
         """
         received = self._received
-        if address != self.path.address or not self._is_introduced or self.is_closed:
+        if address != self.path.address or not self._is_introduced or self.is_closed or self.recovery.probes:
             return None
         plain = parse_plain(datagram)
         if plain is None:
@@ -296,6 +301,10 @@ class Association:
             self._newest_at = now
         received.add(number, number + 1)
         received.keep(_RANGES_KEPT)
+        self._is_lossy = len(received) > 1
+        if self.recovery.probes > 1:
+            # The peer is there after all: what it was asked in vain it is asked now.
+            self._repeat(now)
         if elicits:
             self._unacknowledged += 1
             every = ACK_EVERY if number > EARLY else 2
@@ -352,17 +361,19 @@ class Association:
         self._repeat(now)
 
     def _send_oldest_again(self) -> None:
-        count = 0
+        """Has what is on the way sent again, the oldest first, as far as two packets have room for it.
+
+        They leave whatever the window says (RFC 9002, section 7.5), and where there is too little for two, each has it
+        all: that one of them gets through, and an answer to it, is what everything else waits for.
+        """
+        room = 2 * self._room()
         for packet in self.recovery.packets.values():
-            if packet.is_probe:
-                continue
             self.outflow.send_again(packet.items)
-            count += 1
-            if count == 2:
+            room -= packet.size
+            if room <= 0:
                 break
-        self._probes = 2
-        if not self.outflow.has_more:
-            self._asks = True
+        self._probes = _PROBES
+        self._asks = True
 
     # Where the peer is.
 
@@ -466,7 +477,7 @@ class Association:
         items: list[Item] = []
         acknowledges = -1
         outflow = self.outflow
-        if self._unacknowledged >= RIDE_ALONG or self._ack_at <= now or (self._unacknowledged and self._asks):
+        if self._unacknowledged >= RIDE_ALONG or self._ack_at <= now or self._is_lossy or self._asks:
             lost = outflow.lost
             if not with_data or not lost or len(lost[0].octets) + LONGEST_ACK <= room:
                 acknowledges = self._received.end - 1
@@ -478,8 +489,6 @@ class Association:
             self._answers = []
         elicits = False
         if with_data:
-            if self._probes:
-                self._probes -= 1
             # What may be the last for now says so, and is answered at once.
             recovery = self.recovery
             asks = self._asks or recovery.congestion.in_flight + 2 * self.mtu.size > recovery.congestion.window
@@ -499,6 +508,11 @@ class Association:
         if elicits:
             size = len(datagram)
             recovery.sent(SentPacket(number, now, size, items, acknowledges))
+            if self._probes:
+                self._probes -= 1
+                if self._probes and not outflow.has_more:
+                    outflow.send_again(items)
+                    self._asks = True
             if size > self.mtu.nearly:
                 self.mtu.filled()
         return datagram

@@ -328,7 +328,7 @@ _PADDING, _PING, _ACK, _RUN, _PART, _LAST_PART, _ONCE, _CHALLENGE, _CHALLENGE_AN
 
 _RUN_HEAD = struct.Struct("!BQB")
 _PART_HEAD = struct.Struct("!BQQH")
-_ACK_HEAD = struct.Struct("!BQHBH")
+_ACK_HEAD = struct.Struct("!BQIBH")
 _ACK_RANGE = struct.Struct("!HH")
 _HEADER_SIZE = HEADER.size
 _unpack_frame = HEADER.unpack_from
@@ -343,8 +343,8 @@ MOST_FRAMES = 255
 ONCE_OVERHEAD = 2
 PART_OVERHEAD = _PART_HEAD.size
 #: The delay of an ACK is told in these, in seconds; and what can be told.
-ACK_UNIT = 1e-5
-_LONGEST_DELAY = 0xFFFF * ACK_UNIT
+ACK_UNIT = 1e-6
+_MOST_UNITS = 0xFFFFFFFF
 #: Ranges of an ACK beside the first.
 MOST_RANGES = 32
 LONGEST_ACK = _ACK_HEAD.size + MOST_RANGES * _ACK_RANGE.size
@@ -364,7 +364,7 @@ class Ack(msgspec.Struct, gc=False):
     def serialize(self) -> bytes:
         """The segment; what cannot be told in it is left out, oldest first."""
         first, last = self.ranges[0]
-        delay = int(self.delay / ACK_UNIT) if 0 < self.delay < _LONGEST_DELAY else 0xFFFF if self.delay > 0 else 0
+        delay = min(int(self.delay / ACK_UNIT), _MOST_UNITS) if self.delay > 0 else 0
         if len(self.ranges) == 1 or last - first > _MOST_OF_RANGE:
             return _ACK_HEAD.pack(_ACK, last, delay, 0, min(last - first, _MOST_OF_RANGE))
         told = []

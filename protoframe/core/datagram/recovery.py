@@ -123,7 +123,9 @@ class Recovery:
         newest = max(came, key=_number_of) if len(came) > 1 else came[0]
         self._largest = max(self._largest, largest)
         if newest.number == largest:
-            self.round_trip.measure(now - newest.sent, min(ack.delay, MAX_ACK_DELAY))
+            # Not the lesser of this and `MAX_ACK_DELAY`, as RFC 9002, section 5.3, has it: where ACKs are lost, the one
+            # that gets through tells of a packet that came long ago.
+            self.round_trip.measure(now - newest.sent, ack.delay)
         for packet in came:
             congestion.acknowledged(packet.size, packet.sent)
         if congestion.is_full and congestion.in_flight < congestion.window // 2:
