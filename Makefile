@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 DEMO_INSTALLED = $(DEMO_VENV)/.installed
 
-.PHONY: help venv demo test quality bench docs clean
+.PHONY: help venv demo test quality bench lossy docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test      all tests"
 	@echo "make quality   lint, format, types, documentation"
 	@echo "make bench     calls a second beside AMP and a raw echo, items a second beside grpc.aio"
+	@echo "make lossy     calls over a link that loses packets; needs root, ip and iptables"
 	@echo "make docs      the documentation, in docs/_build/html"
 	@echo "make clean     remove what these made, environments included"
 
@@ -55,6 +56,10 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/streams.py
+
+# 77 says that there can be no network of its own here.
+lossy: $(INSTALLED)
+	$(BIN)/python tools/lossy.py || test $$? -eq 77
 
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
