@@ -44,6 +44,7 @@ from protoframe.core.datagram.packets import (
     Versions,
     read_kind,
 )
+from protoframe.core.datagram.rtt import INITIAL_RTT
 from protoframe.core.floods import Allowance
 from protoframe.core.frames import FIRST_VERSION, LAST_VERSION, GoAway, agree_on_version
 from protoframe.errors import ConnectionLost, Error, Status, VersionMismatch
@@ -221,7 +222,8 @@ class DatagramServer(_Port):
             random=self._random,
             confirm=carrier.confirm,
         )
-        if round_trip:
+        if 0 < round_trip < INITIAL_RTT:
+            # One that took longer was asked for again and again, more likely.
             association.recovery.round_trip.measure(round_trip, 0.0)
         association.outflow.add(Token(self._gate.token(address[0], self._clock())).serialize())
         self._carriers[own_id] = carrier

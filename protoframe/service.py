@@ -59,7 +59,7 @@ class ServerOptions(usage.Options):
         self["drain"] = 30.0
 
     def opt_listen(self, where: str) -> None:
-        """Where to listen (tcp:12000, udp:12000, unix:/run/x.sock, any Twisted endpoint); may be given several times."""
+        """Where to listen: tcp:12000, udp:12000, unix:/run/x.sock, any Twisted endpoint; may be given several times."""
         self["listen"].append(where)
 
     opt_l = opt_listen

@@ -496,7 +496,10 @@ class Association:
             if filled:
                 segments += filled
                 elicits = True
-            if self._asks or (filled and (asks or outflow.is_holding)):
+            if outflow.asks:
+                outflow.asks = False
+                self._asks = True
+            if self._asks or (filled and asks):
                 self._asks = False
                 segments.append(PING)
                 elicits = True
@@ -591,7 +594,12 @@ class Association:
         self._handle_acks()
         lost, is_time_to_ask = self.recovery.handle_timer(now)
         self._handle_lost(lost, now)
-        if is_time_to_ask:
+        if is_time_to_ask and not self.outflow.unacknowledged:
+            # What is out only asked; nobody waits for the answer any more.
+            for packet in self.recovery.forget():
+                if packet.is_probe:
+                    self.mtu.probe_lost(packet.size, now)
+        elif is_time_to_ask:
             if self.recovery.probes >= _VAIN_PROBES and self.mtu.size > BASE_SIZE:
                 # It may be that large packets vanish.
                 self.mtu.fall_back(now)

@@ -65,10 +65,6 @@ class NewReno:
             self.window += self._size * octets // self.window or 1
         self.window = min(self.window, LARGEST_WINDOW)
 
-    def forgotten(self, octets: int) -> None:
-        """A packet is not waited for any more, for no reason of the network's."""
-        self.in_flight -= octets
-
     def lost(self, octets: int) -> None:
         """A packet is lost; `congested` says what that means."""
         self.in_flight -= octets

@@ -69,7 +69,6 @@ class Knock:
             accept = Accept.parse(datagram)
             if not FIRST_VERSION <= accept.version <= LAST_VERSION:
                 raise Malformed("ACCEPT of a version that was not offered")
-            self._measure(now)
             return accept
         if kind == Kind.RETRY:
             self._retry(Retry.parse(datagram), now)
@@ -90,11 +89,9 @@ class Knock:
             # The copies that were sent are each answered.
             return
         self._has_cookie = True
-        self._measure(now)
+        if self._times == 1:
+            # It says nothing of how long an answer takes that may be one to either of several.
+            self.round_trip = now - self._sent
         self._times = 0
         self._wait = max(_ROUND_TRIPS * self.round_trip, _SHORTEST) if self.round_trip else INITIAL_RTT
         self._due = now
-
-    def _measure(self, now: float) -> None:
-        if self._times == 1:
-            self.round_trip = now - self._sent

@@ -75,6 +75,7 @@ class Lane:
     """A channel of several frames.
 
     :ivar channel: its number.
+    :ivar call: the id of its call, as it stands in a frame.
     :ivar offset: where its next octet goes.
     :ivar is_single: whether the message that is under way is all that it carries.
     :ivar total: the length of the large message that is under way; 0 where none is.
@@ -82,10 +83,11 @@ class Lane:
     :ivar marks: where large messages end in it, and their lengths; those of which not all has come.
     """
 
-    __slots__ = ("channel", "come", "is_single", "marks", "offset", "total")
+    __slots__ = ("call", "channel", "come", "is_single", "marks", "offset", "total")
 
-    def __init__(self, channel: int) -> None:
+    def __init__(self, channel: int, call: bytes) -> None:
         self.channel = channel
+        self.call = call
         self.offset = 0
         self.is_single = False
         self.total = 0
@@ -114,6 +116,7 @@ class Outflow:
     :ivar lost: items to send again.
     :ivar unacknowledged: items that were sent and have not come.
     :ivar queued: octets of frames that wait to be sent for the first time.
+    :ivar asks: whether something waits until what was sent before it has come, and nobody was asked for an ACK yet.
     :ivar lanes: channels of several frames that are open, by the ids of their calls.
     """
 
@@ -122,10 +125,11 @@ class Outflow:
         self.lost: deque[Item] = deque()
         self.unacknowledged: set[Item] = set()
         self.queued = 0
+        self.asks = False
         self._small: deque[bytes] = deque()
         self._once: deque[bytes] = deque()
         self._bulk: deque[_Bulk] = deque()
-        # Frames that wait until all that was sent before them has come, and the first serial after that.
+        # CANCEL and GOAWAY, until what was sent before them has come, and the first serial after that.
         self._held: deque[tuple[int, bytes]] = deque()
         self.lanes: dict[int, Lane] = {}
         self._channel = 0
@@ -137,11 +141,6 @@ class Outflow:
     def has_more(self) -> bool:
         """Whether something waits to be sent."""
         return bool(self._small or self._bulk or self._once or self.lost)
-
-    @property
-    def is_holding(self) -> bool:
-        """Whether something waits until what was sent before it has come."""
-        return bool(self._held)
 
     @property
     def is_settled(self) -> bool:
@@ -227,8 +226,7 @@ class Outflow:
             self._small.append(frame)
 
     def _open_lane(self, frame: bytes) -> Lane:
-        call_id = self._call_of(frame)
-        lane = self.lanes[call_id] = Lane(self._next_channel())
+        lane = self.lanes[self._call_of(frame)] = Lane(self._next_channel(), frame[4:12])
         lane.is_single = frame[2] != _ITEM and not (frame[2] == _REQUEST and frame[3] & _ITEMS)
         return lane
 
@@ -460,16 +458,30 @@ class Outflow:
         self.queued -= len(frame)
         self._held.append((self._serial, frame))
         self._release()
+        self.asks = bool(self._held)
 
     def _release(self) -> None:
         while self._held:
             serial, frame = self._held[0]
-            if any(item.serial < serial for item in self.unacknowledged):
+            call = frame[4:12] if frame[2] == _CANCEL else b""
+            if any(item.serial < serial and (not call or _requests(item, call)) for item in self.unacknowledged):
                 return
             self._held.popleft()
             self.queued += len(frame)
             self._small.append(frame)
 
 
+def _requests(item: Item, call: bytes) -> bool:
+    """Whether a segment has the REQUEST of a call, or part of what goes with it."""
+    if item.lane is not None:
+        return item.lane.call == call
+    at = item.octets.find(call)
+    while at >= 0:
+        if item.octets[at - 2] == _REQUEST:
+            return True
+        at = item.octets.find(call, at + 1)
+    return False
+
+
 #: That of a frame that is the only one of its channel.
-_NO_LANE = Lane(-1)
+_NO_LANE = Lane(-1, b"")

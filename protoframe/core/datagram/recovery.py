@@ -141,13 +141,12 @@ class Recovery:
     def _find_lost(self, now: float) -> list[SentPacket]:
         largest = self._largest
         after = self.round_trip.lost_after()
-        before = now - after
         self._lost_at = math.inf
         lost = []
         for packet in self.packets.values():
             if packet.number > largest:
                 break
-            if packet.number <= largest - REORDERING or packet.sent <= before:
+            if packet.number <= largest - REORDERING or packet.sent + after <= now:
                 lost.append(packet)
             elif packet.sent + after < self._lost_at:
                 self._lost_at = packet.sent + after
@@ -192,6 +191,16 @@ class Recovery:
         self.probes += 1
         self._sent_at = now
         return [], True
+
+    def forget(self) -> list[SentPacket]:
+        """Waits for none of the packets any more; those that there were."""
+        packets = list(self.packets.values())
+        self.packets.clear()
+        for packet in packets:
+            self.congestion.in_flight -= packet.size
+        self.probes = 0
+        self._lost_at = math.inf
+        return packets
 
     def may_be_nudged(self, now: float) -> bool:
         """Whether what is on the way was sent long enough ago to be sent again, where the peer seems to miss it."""

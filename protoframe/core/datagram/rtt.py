@@ -40,8 +40,9 @@ class RoundTrip:
         :param delay: for how much of it the peer says that it is to blame.
         """
         if not self.latest:
-            self.latest = self.least = self.smoothed = max(seconds, 1e-6)
-            self.variance = seconds / 2
+            # Unlike RFC 9002, section 5.3, less the delay: where packets are lost, it is most of what the first takes.
+            self.latest = self.least = self.smoothed = max(seconds - delay, 1e-6)
+            self.variance = self.smoothed / 2
             return
         self.latest = seconds
         self.least = min(self.least, seconds)
