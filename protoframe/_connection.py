@@ -341,6 +341,11 @@ class Connection:
         """What the carrier is to send."""
         return self._conversation.outbox
 
+    @property
+    def pending(self) -> int:
+        """Calls of this end that are not answered yet."""
+        return self._conversation.pending
+
     def heard(self, now: float) -> None:
         """Something came from the peer, though no whole frame yet."""
         self._conversation.handle_heard(now)

@@ -87,6 +87,10 @@ class DatagramCarrier:
         self.connection.start()
         self.flush(self._clock())
 
+    def awaits(self) -> bool:
+        """Whether calls of this end are not answered yet."""
+        return self.connection.pending > 0
+
     def confirm(self, total: int) -> None:
         """A large message has come."""
         self.connection.outbox.confirm(total)

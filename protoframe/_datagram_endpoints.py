@@ -24,6 +24,7 @@ from protoframe._datagram_sockets import DatagramClient, DatagramServer
 from protoframe._endpoint_strings import bind_parts, number_of, port_of, split_endpoint
 from protoframe.core.datagram.association import Address
 from protoframe.core.datagram.packets import LARGEST_SIZE
+from protoframe.errors import Error
 
 __all__ = ["client_of_udp", "is_udp", "server_of_udp"]
 
@@ -193,9 +194,16 @@ class _Attempts:
     def _failed(self, failure: Failure, attempt: Deferred[DatagramCarrier]) -> None:
         if attempt in self._trying:
             self._trying.remove(attempt)
-        if not failure.check(CancelledError):
-            self._last = failure
-            self._try_next()
+        if failure.check(CancelledError) or self._done.called:
+            return
+        if failure.check(Error):
+            # A server has said why: its other addresses would say the same.
+            self._untried.clear()
+            self._stop()
+            self._done.errback(failure)
+            return
+        self._last = failure
+        self._try_next()
 
     def _cancel(self, _: Any) -> None:
         self._untried.clear()

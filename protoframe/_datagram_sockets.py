@@ -400,6 +400,7 @@ class DatagramClient:
             now=now,
             random=self._random,
             confirm=carrier.confirm,
+            awaits=carrier.awaits,
         )
         if knock.round_trip:
             association.recovery.round_trip.measure(knock.round_trip, 0.0)

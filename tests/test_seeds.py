@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
@@ -161,12 +163,9 @@ class Drive:
         assert await self.work.square(key, number) == number * number
 
     async def _refuse(self, key: str, number: int) -> None:
-        try:
+        with pytest.raises(Refused) as refused:
             await self.work.refuse(key, number)
-        except Refused as refused:
-            assert refused.number == number
-        else:
-            raise AssertionError("it was not refused")
+        assert refused.value.number == number
 
     async def _later(self, key: str, number: int) -> None:
         assert await self.work.later(key, 0.2) == key
@@ -198,10 +197,8 @@ class Drive:
         call: Any = self.work.later(key, 1000.0)
         await deferLater(self.network.host("client"), self._random.random() * 0.1)
         call.cancel()
-        try:
+        with contextlib.suppress(CancelledError):
             await call
-        except CancelledError:
-            pass
 
     async def _note(self, key: str, number: int) -> None:
         await self.work.note(key)
@@ -221,11 +218,18 @@ def rest(*connections: Connection) -> None:
         association = getattr(connection._carrier, "association", None)
         if association is not None:
             flow = association.outflow
-            assert flow.is_settled and not flow.lanes and not flow.queued, "something waits to be sent"
-            assert not association.recovery.packets and association.recovery.congestion.in_flight == 0
+            assert flow.is_settled
+            assert not flow.lanes
+            assert not association.recovery.packets
             inflow = association._inflow
-            assert not inflow._channels and inflow._held == 0 and not inflow._early, "something is held"
-            assert connection.outbox._unconfirmed == 0
+            assert not inflow._channels
+            numbers = (
+                flow.queued,
+                association.recovery.congestion.in_flight,
+                inflow._held,
+                connection.outbox._unconfirmed,
+            )
+            assert numbers == (0, 0, 0, 0)
     assert missing_credit(*connections) == [0, 0, 0, 0]
 
 

@@ -63,6 +63,7 @@ class Network:
         self._trace: deque[tuple[float, str, Packet]] = deque(maxlen=_TRACE)
         self._travelling = 0
         self.sent = 0
+        self._arrived: dict[tuple[str, str], int] = {}
         self._opened: list[Any] = []
 
     def __repr__(self) -> str:
@@ -208,6 +209,7 @@ class Network:
             self._note("nobody there", packet)
         else:
             self._note("arrived", packet)
+            self._arrived[host.name, packet.kind] = self._arrived.get((host.name, packet.kind), 0) + packet.size
             host.arrived(packet)
 
     def _note(self, what: str, packet: Packet) -> None:
@@ -223,6 +225,13 @@ class Network:
                 f" {packet.size}",
             )
         return "\n".join(lines)
+
+    def sent_to(self, host: str, kind: str) -> int:
+        """Octets that have arrived at a host, headers included.
+
+        :param kind: ``udp`` or ``tcp``.
+        """
+        return self._arrived.get((host, kind), 0)
 
     def take_address(self, address: str, host: Host | None) -> None:
         """An address is a host's from now on, or nobody's."""

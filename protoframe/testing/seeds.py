@@ -5,6 +5,7 @@ Knows seeds, and the environment that may choose them; not what a scenario does.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -15,6 +16,9 @@ __all__ = ["REPLAY", "SEEDS", "replay_note", "run_seeds", "seeds_to_run"]
 
 #: The environment: one seed to run, and how many to run.
 REPLAY, SEEDS = "PROTOFRAME_SEED", "PROTOFRAME_SEEDS"
+
+#: Networks are full of cycles, and the collector would let gigabytes of them gather.
+_SEEDS_OF_GARBAGE = 100
 
 Scenario = Callable[[Network], Coroutine[Any, Any, Any]]
 
@@ -53,6 +57,8 @@ def run_seeds(
             raise
         finally:
             network.close()
+        if not count % _SEEDS_OF_GARBAGE:
+            gc.collect()
     return count
 
 

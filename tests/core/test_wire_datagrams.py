@@ -257,4 +257,5 @@ class Document(SynchronousTestCase):
         self.assertIn(f"When {mtu.BLACK_HOLE} packets above {packets.BASE_SIZE:,} octets were lost", FLAT)
         self.assertIn(f"or {association._VAIN_PROBES} probes for an answer were in vain", FLAT)
         self.assertIn(f"sends CHALLENGE there, {association._CHALLENGES} times at most", FLAT)
+        self.assertEqual((association.SILENCE, association.LONGEST_SILENCE), (1, 15))
         self.assertGreater(outflow._LEAST_PART, 0)

@@ -66,6 +66,9 @@ AMPLIFICATION = 3
 _PROBES = 2
 #: Probes in vain after which it may be for the size of packets that nothing comes.
 _VAIN_PROBES = 3
+#: Seconds of silence after which a client that waits for something asks whether it is still found, and each time
+#: longer, where nothing but an answer to that comes.
+SILENCE, LONGEST_SILENCE = 1.0, 15.0
 #: How often a new address is asked to show itself.
 _CHALLENGES = 6
 
@@ -103,6 +106,7 @@ class Association:
     :param now: the time.
     :param random: gives random octets.
     :param confirm: told the length of a large message when all of it has come.
+    :param awaits: of a client, whether it waits for something from the server, which may not know where it is now.
     :ivar own_id: see above.
     :ivar path: where the peer is.
     :ivar outflow: what is to be sent, and what is on the way.
@@ -122,6 +126,7 @@ class Association:
         now: float,
         random: Callable[[int], bytes],
         confirm: Callable[[int], None],
+        awaits: Callable[[], bool] | None = None,
     ) -> None:
         self.own_id = own_id
         self.path = path
@@ -152,6 +157,10 @@ class Association:
         self._asks = is_server
         self._probes = 0
         self._is_closing = False
+        self._awaits = awaits
+        # When a client asks whether the server still finds it, and how often it has in vain.
+        self._silent_due = math.inf
+        self._silent = 0
         self._send_at = -math.inf
 
     # What goes in from above.
@@ -194,6 +203,8 @@ class Association:
         size = len(datagram)
         item = self.outflow.sent_plain(datagram[DATA_OVERHEAD:])
         recovery.sent(SentPacket(recovery.next_number - 1, now, size, [item], -1))
+        if self._silent_due == math.inf and self._awaits is not None:
+            self._silent_due = now + SILENCE
         if size > self.mtu.nearly:
             self.mtu.filled()
 
@@ -233,6 +244,7 @@ class Association:
             return None
         received.add(number, number + 1)
         self._newest_at = now
+        self._silent = 0
         self._unacknowledged += 1
         if self._unacknowledged >= (ACK_EVERY if number > EARLY else 2):
             self._ack_at = now
@@ -305,6 +317,8 @@ class Association:
         if self.recovery.probes > 1:
             # The peer is there after all: what it was asked in vain it is asked now.
             self._repeat(now)
+        if frames:
+            self._silent = 0
         if elicits:
             self._unacknowledged += 1
             every = ACK_EVERY if number > EARLY else 2
@@ -375,6 +389,18 @@ class Association:
         self._probes = _PROBES
         self._asks = True
 
+    def _handle_silence(self, now: float) -> None:
+        """Nothing came for a while: a client that waits asks whether it is still found where it is."""
+        wait = min(SILENCE * 2.0**self._silent, LONGEST_SILENCE)
+        if self._newest_at + wait > now:
+            self._silent_due = self._newest_at + wait
+        elif self._awaits is None or not self._awaits():
+            self._silent_due = math.inf
+        else:
+            self._asks = True
+            self._silent += 1
+            self._silent_due = now + min(SILENCE * 2.0**self._silent, LONGEST_SILENCE)
+
     # Where the peer is.
 
     def _handle_move(self, address: Address, size: int, *, is_newest: bool) -> None:
@@ -438,6 +464,12 @@ class Association:
             ):
                 self._handle_acks()
         self._send_at = -math.inf
+        if path.is_proven and self._is_introduced and (probe := self.mtu.probe(now)):
+            # Before everything else: afterwards there may never be room for it.
+            if recovery.may_send(probe):
+                out.append((self._build_probe(probe, now), path.address))
+            else:
+                self.mtu.probing = 0
         size = self.mtu.size
         while True:
             has_data = outflow.has_more or self._asks
@@ -460,11 +492,6 @@ class Association:
             path.sent += len(datagram)
             out.append((datagram, path.address))
         self._probes = 0
-        if path.is_proven and self._is_introduced and (probe := self.mtu.probe(now)):
-            if recovery.may_send(probe):
-                out.append((self._build_probe(probe, now), path.address))
-            else:
-                self.mtu.probing = 0
         if self._is_closing and outflow.is_settled:
             self.is_closed = True
             out += self._sendable(self._seal(self._take_ack(now) + CLOSE))
@@ -511,6 +538,8 @@ class Association:
         if elicits:
             size = len(datagram)
             recovery.sent(SentPacket(number, now, size, items, acknowledges))
+            if self._silent_due == math.inf and self._awaits is not None and items:
+                self._silent_due = now + SILENCE
             if self._probes:
                 self._probes -= 1
                 if self._probes and not outflow.has_more:
@@ -580,7 +609,7 @@ class Association:
         """When `handle_timer` wants to be called; infinity for never."""
         if self.is_closed:
             return math.inf
-        due = min(self._ack_at, self.recovery.next_timer())
+        due = min(self._ack_at, self.recovery.next_timer(), self._silent_due)
         if self._send_at > -math.inf:
             due = min(due, self._send_at)
         if self._candidate is not None:
@@ -592,6 +621,8 @@ class Association:
         if self.is_closed:
             return
         self._handle_acks()
+        if now >= self._silent_due:
+            self._handle_silence(now)
         lost, is_time_to_ask = self.recovery.handle_timer(now)
         self._handle_lost(lost, now)
         if is_time_to_ask and not self.outflow.unacknowledged:
