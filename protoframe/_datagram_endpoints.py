@@ -11,6 +11,7 @@ import os
 import socket
 from typing import Any
 
+from twisted.internet import endpoints
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import IResolutionReceiver
@@ -87,7 +88,7 @@ class UDPServerEndpoint:
         if self._systemd is None:
             self._reactor.listenUDP(self._port, server, interface=self._interface, maxPacketSize=LARGEST_SIZE)
             return succeed(server)
-        opened = ListenFDs.fromEnvironment().inheritedDescriptors()
+        opened = _opened_by_systemd()
         if self._systemd >= len(opened):
             raise ValueError(f"systemd has opened {len(opened)} sockets, and none has the number {self._systemd}")
         descriptor = opened[self._systemd]
@@ -97,6 +98,15 @@ class UDPServerEndpoint:
             adopted.setblocking(False)
             self._reactor.adoptDatagramPort(descriptor, adopted.family, server, maxPacketSize=LARGEST_SIZE)
         return succeed(server)
+
+
+def _opened_by_systemd() -> list[int]:
+    """The descriptors of the sockets that systemd has opened.
+
+    Twisted takes them out of the environment when its endpoints are imported, for its own ``systemd:``.
+    """
+    known: ListenFDs = getattr(endpoints, "_SystemdParser")._sddaemon  # noqa: B009 - it has no public name
+    return known.inheritedDescriptors() or ListenFDs.fromEnvironment().inheritedDescriptors()
 
 
 def client_of_udp(reactor: Any, where: str) -> UDPClientEndpoint:

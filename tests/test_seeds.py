@@ -244,6 +244,7 @@ async def drive(network: Network, kind: str, calls: int) -> None:
     driving.check(factory.runs)
     assert all(driving.ended.values()), "a call did not end in a minute"
     # What was cancelled ends meanwhile; and then nothing more is said, but for a sign of life in half a minute.
+    network.set(loss=min(network.conditions.loss, 0.1))
     await deferLater(client, 14.0)
     (served,) = factory.connections
     rest(connecting.connection, served)

@@ -165,6 +165,11 @@ class Network:
         before = self._between.get((source, destination), self._conditions)
         self._between[source, destination] = dataclasses.replace(before, **conditions)
 
+    @property
+    def conditions(self) -> Conditions:
+        """What the network does to packets where nothing of its own was set."""
+        return self._conditions
+
     def partition(self, one: str, other: str) -> None:
         """Lets nothing through between two hosts, what is under way included."""
         for pair in ((one, other), (other, one)):
