@@ -242,9 +242,11 @@ class Forgers(SynchronousTestCase):
             call = speech.upper("x" * 3000)
             network.advance(0.02)
             call.addErrback(failures.append)
-            for packet in sent:
+            said = tuple(sent)
+            bodies = [packet.payload[4:] for packet in said]
+            for packet in said:
                 for _ in range(300):
-                    body = mutate(packet.payload[4:], [one.payload[4:] for one in sent], chance)
+                    body = mutate(packet.payload[4:], bodies, chance)
                     # The number of a packet is not one that was seen, and its id is right, most of the time.
                     if len(body) > 17 and chance.random() < 0.9:
                         body = packet.payload[4:13] + (1000 + chance.randrange(10**6)).to_bytes(8) + body[17:]
