@@ -56,6 +56,8 @@ class DatagramCarrier:
         self._reactor = reactor
         self._clock = clock_of(reactor)
         self._is_paused = False
+        # What was queued when it said last that it takes no more.
+        self._queued = 0
         self._is_receiving = False
         self._is_over = False
         self._has_roamed = False
@@ -189,8 +191,11 @@ class DatagramCarrier:
         for datagram, address in association.poll(now):
             if self._transmit(datagram, address):
                 self._too_large(len(datagram), now)
-        if association.outflow.queued > _HIGH and not self._is_paused:
+        queued = association.outflow.queued
+        if queued < self._queued if self._is_paused else queued > _HIGH:
+            # Said again as long as it goes on at all, so that a slow network is not taken for a peer that does not read.
             self._is_paused = True
+            self._queued = queued
             self.connection.pause()
 
     def _too_large(self, size: int, now: float) -> None:

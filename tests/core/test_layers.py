@@ -14,8 +14,8 @@ import protoframe.core
 CORE = pathlib.Path(protoframe.core.__file__).parent
 ALLOWED = {
     "__future__", "ast", "bisect", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "hashlib",
-    "heapq", "hmac", "inspect", "itertools", "math", "msgspec", "operator", "re", "struct", "textwrap", "types", "typing",
-    "zlib",
+    "heapq", "hmac", "inspect", "itertools", "math", "msgspec", "operator", "re", "struct", "textwrap", "types",
+    "typing", "zlib",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The specification of datagrams: its tables and numbers are what the code does, and the vectors are read and written."""
+"""The specification of datagrams: its tables and numbers are the code's, and the vectors are read and written."""
 
 from __future__ import annotations
 
