@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 DEMO_INSTALLED = $(DEMO_VENV)/.installed
 
-.PHONY: help venv demo test quality bench lossy docs clean
+.PHONY: help venv demo test soak quality bench lossy docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test      all tests"
 	@echo "make quality   lint, format, types, documentation"
 	@echo "make bench     calls a second beside AMP, aiocoap and raw echoes, items beside grpc.aio"
+	@echo "make soak      the tests of chance and of hostile datagrams for many minutes"
 	@echo "make lossy     calls over a link that loses packets; needs root, ip and iptables"
 	@echo "make docs      the documentation, in docs/_build/html"
 	@echo "make clean     remove what these made, environments included"
@@ -45,6 +46,12 @@ demo: $(DEMO_INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/trial tests
 	$(BIN)/python -m pytest
+
+# As much more of what is left to chance as one has patience for.
+soak: export PROTOFRAME_SEEDS ?= 5000
+soak: export PROTOFRAME_DATAGRAMS ?= 1000000
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/test_seeds.py tests/test_datagrams_hostile.py
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

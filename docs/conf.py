@@ -48,7 +48,7 @@ nitpick_ignore_regex = [
     # What public signatures name, and users have no use for.
     (r"py:.*", r"protoframe\.(_stream\.StreamCarrier|_inlets\.Stream|core\.schema\.Method)"),
     # Type variables.
-    (r"py:.*", r"(protoframe\.\w+\.)?(P|F|PeerT)"),
+    (r"py:.*", r"(protoframe\.[\w.]+\.)?(P|F|PeerT)"),
 ]
 
 

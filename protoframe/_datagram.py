@@ -193,7 +193,7 @@ class DatagramCarrier:
                 self._too_large(len(datagram), now)
         queued = association.outflow.queued
         if queued < self._queued if self._is_paused else queued > _HIGH:
-            # Said again as long as it goes on at all, so that a slow network is not taken for a peer that does not read.
+            # Said again as long as it goes on at all: a slow network is not a peer that does not read.
             self._is_paused = True
             self._queued = queued
             self.connection.pause()

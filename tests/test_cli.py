@@ -812,7 +812,7 @@ class TestCompletion:
             ("pf call WHERE Desk.paint glossy:=t", ["glossy:=true"]),
             ("pf call WHERE Desk.echo --ti", ["--timeout"]),
             ("pf ca", ["call"]),
-            ("pf call u", ["unix:"]),
+            ("pf call u", ["udp:", "unix:"]),
         ]
 
         def complete(line: str) -> Done:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
-from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe import (
     DeadlineExceeded,
@@ -269,21 +268,26 @@ def over(kind: str, calls: int = 12) -> Any:
     return scenario
 
 
-class Seeds(SynchronousTestCase):
-    def test_every_call_has_one_outcome_and_runs_once_over_datagrams(self):
-        for conditions in (
-            {},
-            {"loss": 0.1, "jitter": 0.002},
-            {"loss": 0.3, "duplicate": 0.1, "reorder": 0.3, "corrupt": 0.05},
-            {"duplicate": 0.5, "reorder": 0.5, "jitter": 0.02},
-            {"loss": 0.05, "delay": 0.08, "bandwidth": 250_000.0, "queue": 20_000},
-            {"delay": 0.0},
-        ):
-            run_seeds(over("udp"), 350, **conditions)
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {},
+        {"loss": 0.1, "jitter": 0.002},
+        {"loss": 0.3, "duplicate": 0.1, "reorder": 0.3, "corrupt": 0.05},
+        {"duplicate": 0.5, "reorder": 0.5, "jitter": 0.02},
+        {"loss": 0.05, "delay": 0.08, "bandwidth": 250_000.0, "queue": 20_000},
+        {"delay": 0.0},
+    ],
+    ids=str,
+)
+def test_every_call_has_one_outcome_and_runs_once_over_datagrams(conditions: dict[str, Any]) -> None:
+    run_seeds(over("udp"), 300, **conditions)
 
-    def test_half_of_all_packets_may_be_lost(self):
-        run_seeds(over("udp", 6), 150, loss=0.5)
 
-    def test_the_same_holds_over_streams(self):
-        for conditions in ({}, {"loss": 0.05, "reorder": 0.1, "duplicate": 0.1, "corrupt": 0.02}):
-            run_seeds(over("tcp"), 150, **conditions)
+def test_half_of_all_packets_may_be_lost() -> None:
+    run_seeds(over("udp", 6), 100, loss=0.5)
+
+
+@pytest.mark.parametrize("conditions", [{}, {"loss": 0.05, "reorder": 0.1, "duplicate": 0.1, "corrupt": 0.02}], ids=str)
+def test_the_same_holds_over_streams(conditions: dict[str, Any]) -> None:
+    run_seeds(over("tcp"), 60, **conditions)
