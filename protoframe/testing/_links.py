@@ -26,8 +26,8 @@ class Conditions:
     :param jitter: seconds that it may take longer; evenly distributed, so that packets may overtake each other.
     :param loss: the probability that it is lost.
     :param duplicate: that it comes twice.
-    :param reorder: that it is held up for one to three times ``delay``, or a millisecond where that is longer, and so is
-        overtaken.
+    :param reorder: that it is held up for one to three times ``delay``, or a millisecond where that is longer, and so
+        is overtaken.
     :param corrupt: that some of its bits are changed.  A segment of TCP is dropped then, for its checksum shows it.
     :param bandwidth: octets a second; ``None`` for no bound.
     :param queue: octets that wait for their turn where there is a bound; what does not fit is dropped.
