@@ -1,7 +1,7 @@
 """The pytest plugin: fixtures for a simulated network, and for a server on the loopback interface.
 
 Knows pytest.  It is loaded by every run of pytest where protoframe is installed, so it imports nothing else before a
-fixture is asked for.
+fixture is asked for, and stands outside of `protoframe.testing`, which brings Twisted in.
 """
 
 from __future__ import annotations
