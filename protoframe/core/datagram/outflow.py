@@ -469,6 +469,9 @@ class Outflow:
             self._held.popleft()
             self.queued += len(frame)
             self._small.append(frame)
+            if self._held and self._held[-1][1][2] == _GOAWAY:
+                # That waits for this too, which will be in the next segment, or in the one after.
+                self._held[-1] = (self._serial + 2, self._held[-1][1])
 
 
 def _requests(item: Item, call: bytes) -> bool:
