@@ -16,14 +16,14 @@ from twisted.python.failure import Failure
 from protoframe._clock import clock_of
 from protoframe._connection import Connection
 from protoframe.core.datagram.association import Address, Association
-from protoframe.core.datagram.packets import Accept, Data
+from protoframe.core.datagram.packets import Accept, Data, Plain
 from protoframe.core.datagram.packets import Kind as PacketKind
 from protoframe.core.datagram.recovery import MAX_ACK_DELAY
 from protoframe.core.frames import Flag, Frame, Kind
 from protoframe.core.limits import Limits
 from protoframe.errors import RemoteProtocolError
 
-__all__ = ["DatagramCarrier"]
+__all__ = ["DatagramCarrier", "lose_datagram"]
 
 #: Octets that wait to be sent: above the one it takes no more, below the other it does again.
 _HIGH = 48 * 1024
@@ -41,6 +41,7 @@ class DatagramCarrier:
     :param reactor: for the time, and for what is to happen later.
     :ivar connection: what is carried, from `begin` on.
     :ivar association: what carries it.
+    :ivar transmit: sends a datagram; whether it is too large for this machine.
     """
 
     allowance = 32 * 1024
@@ -61,7 +62,7 @@ class DatagramCarrier:
         self._is_receiving = False
         self._is_over = False
         self._has_roamed = False
-        self._transmit: Callable[[bytes, Address], bool] = _nothing
+        self.transmit: Callable[[bytes, Address], bool] = lose_datagram
         self._forget: Callable[[], Any] = _nothing
         self._roam: Callable[[], Any] = _nothing
 
@@ -81,7 +82,7 @@ class DatagramCarrier:
         :param roam: called when the peer was asked several times for a sign of life, and gave none.
         """
         self.association = association
-        self._transmit = transmit
+        self.transmit = transmit
         self._forget = forget
         if roam is not None:
             self._roam = roam
@@ -99,6 +100,21 @@ class DatagramCarrier:
 
     # What comes.
 
+    def plain_received(self, plain: Plain, datagram: bytes, address: Address) -> None:
+        """Takes a datagram of the association in which `read_plain` found frames and nothing else."""
+        now = self._clock()
+        if self._is_over or not self.association.handle_plain(plain, len(datagram), address, now):
+            self.datagram_received(datagram, plain[0], address)
+            return
+        frames = plain[4]
+        self._is_receiving = True
+        try:
+            self.connection.frames_received(frames, now)
+        finally:
+            self._is_receiving = False
+            self.association.handled_plain(plain, datagram, now)
+        self._received(frames, now)
+
     def datagram_received(self, datagram: bytes, kind: int, address: Address) -> None:
         """Takes a datagram of the association: one TO_SERVER, TO_CLIENT or ACCEPT.
 
@@ -107,18 +123,14 @@ class DatagramCarrier:
         if self._is_over:
             return
         now = self._clock()
-        association = self.association
-        frames = association.handle_plain(datagram, address, now) if kind != _ACCEPT else None
-        if frames is None:
-            packet = Data.parse(datagram) if kind != _ACCEPT else Accept.parse(datagram)
-            try:
-                frames = association.handle_datagram(datagram, packet, address, now)
-            except RemoteProtocolError as error:
-                self.connection.violated(error)
-                self.flush(now)
-                return
-        self._has_roamed = False
+        packet = Data.parse(datagram) if kind != _ACCEPT else Accept.parse(datagram)
         connection = self.connection
+        try:
+            frames = self.association.handle_datagram(datagram, packet, address, now)
+        except RemoteProtocolError as error:
+            connection.violated(error)
+            self.flush(now)
+            return
         self._is_receiving = True
         try:
             if frames or connection.outbox:
@@ -127,13 +139,19 @@ class DatagramCarrier:
                 connection.heard(now)
         finally:
             self._is_receiving = False
+        self._received(frames, now)
+
+    def _received(self, frames: list[Frame], now: float) -> None:
+        """What came is dealt with, and answered as far as that could be done at once."""
+        association = self.association
+        self._has_roamed = False
         if frames and association.outflow.lanes:
             self._end_lanes(frames)
         if self._is_paused or association.wants_poll(now):
             self.flush(now)
-        elif connection.timer_due > now + MAX_ACK_DELAY:
+        elif self.connection.timer_due > now + MAX_ACK_DELAY:
             # Nothing else is due earlier: what is sent and what comes only puts off what was due before.
-            connection.wake_at(association.next_timer())
+            self.connection.wake_at(association.next_timer())
 
     def _end_lanes(self, frames: list[Frame]) -> None:
         """Calls of this end that are answered send nothing more."""
@@ -156,14 +174,16 @@ class DatagramCarrier:
             return
         association = self.association
         datagram = association.send_plain(frames)
-        now = self._clock()
         if datagram is not None:
-            if self._transmit(datagram, association.path.address):
+            is_too_large = self.transmit(datagram, association.path.address)
+            now = self._clock()
+            if is_too_large:
                 self._too_large(len(datagram), now)
             association.sent_plain(datagram, now)
             if not self._is_receiving:
                 self.connection.wake_at(association.next_timer())
             return
+        now = self._clock()
         association.send(frames)
         if self._is_receiving:
             # The rest, timers and all, can wait until what came is dealt with.
@@ -189,7 +209,7 @@ class DatagramCarrier:
         """Sends what may be sent, and says when too much may not."""
         association = self.association
         for datagram, address in association.poll(now):
-            if self._transmit(datagram, address):
+            if self.transmit(datagram, address):
                 self._too_large(len(datagram), now)
         queued = association.outflow.queued
         if queued < self._queued if self._is_paused else queued > _HIGH:
@@ -210,7 +230,7 @@ class DatagramCarrier:
         """Closes at once."""
         if not self._is_over:
             for datagram, address in self.association.abort():
-                self._transmit(datagram, address)
+                self.transmit(datagram, address)
             self._end(ConnectionAborted())
 
     def lose(self, reason: Exception) -> None:
@@ -247,6 +267,10 @@ _ANSWERS = frozenset((int(Kind.RESPONSE), int(Kind.ERROR), int(Kind.END)))
 _MORE = int(Flag.MORE)
 
 
-def _nothing(*_: Any) -> bool:
-    """What is called where there is no association yet."""
+def lose_datagram(_: bytes, __: Address) -> bool:
+    """Sends a datagram where there is no socket: it is lost, as a network may lose it."""
     return False
+
+
+def _nothing() -> None:
+    """What is called where there is no association yet."""

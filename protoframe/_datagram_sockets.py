@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from protoframe._clock import Timer, call_later, clock_of
-from protoframe._datagram import DatagramCarrier
+from protoframe._datagram import DatagramCarrier, lose_datagram
 from protoframe._stream import TurnedAway
 from protoframe.core.datagram.association import Address, Association, Path
 from protoframe.core.datagram.gate import Gate
@@ -43,6 +43,7 @@ from protoframe.core.datagram.packets import (
     Token,
     Versions,
     read_kind,
+    read_plain,
 )
 from protoframe.core.datagram.rtt import INITIAL_RTT
 from protoframe.core.floods import Allowance
@@ -74,7 +75,8 @@ _tokens: WeakKeyDictionary[Any, dict[Address, bytes]] = WeakKeyDictionary()
 #: What a client is told that is not wanted, where nobody says why.
 _UNWANTED = GoAway(Status.UNAVAILABLE, 0, "the server does not take this connection").serialize()
 _TO_SERVER = int(Kind.TO_SERVER)
-_WITH_SEGMENTS = frozenset((int(Kind.TO_CLIENT), int(Kind.ACCEPT)))
+_TO_CLIENT = int(Kind.TO_CLIENT)
+_WITH_SEGMENTS = frozenset((_TO_CLIENT, int(Kind.ACCEPT)))
 
 
 def random_of(reactor: Any) -> Callable[[int], bytes]:
@@ -94,6 +96,8 @@ class _Port(DatagramProtocol):
     noisy = False
     transport: Any
     _handle: Any = None
+    # Whether it sends to one address alone.
+    _is_connected = False
 
     def startProtocol(self) -> None:
         """Sets the socket up."""
@@ -119,20 +123,20 @@ class _Port(DatagramProtocol):
     def refused(self) -> None:
         """Nothing listens at the other end of a connected socket."""
 
-    def send_datagram(self, datagram: bytes, address: Address | None) -> bool:
+    def send_datagram(self, datagram: bytes, address: Address) -> bool:
         """Sends a datagram, or loses it, as a network may; whether it is too large for this machine."""
         try:
             if self._handle is None:
                 if self.transport is not None:
-                    self.transport.write(datagram, address)
-            elif address is None:
+                    self.transport.write(datagram, None if self._is_connected else address)
+            elif self._is_connected:
                 self._handle.send(datagram)
             else:
                 self._handle.sendto(datagram, address)
         except MessageLengthError:
             return True
         except OSError as error:
-            if error.errno == errno.ECONNREFUSED and address is None:
+            if error.errno == errno.ECONNREFUSED and self._is_connected:
                 self.refused()
             return error.errno == errno.EMSGSIZE
         return False
@@ -159,6 +163,12 @@ class DatagramServer(_Port):
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Takes a datagram.  Nothing but what a client sends is ever answered."""
         try:
+            plain = read_plain(datagram)
+            if plain is not None:
+                carrier = self._carriers.get(plain[1])
+                if carrier is not None and plain[0] == _TO_SERVER:
+                    carrier.plain_received(plain, datagram, addr)
+                    return
             kind, identifier = read_kind(datagram)
             if kind == _TO_SERVER:
                 carrier = self._carriers.get(identifier)
@@ -269,6 +279,8 @@ class DatagramServer(_Port):
 class _ClientSocket(_Port):
     """One socket of a client, connected to the server."""
 
+    _is_connected = True
+
     def __init__(self, client: DatagramClient) -> None:
         self._client = client
 
@@ -324,14 +336,15 @@ class DatagramClient:
     def open(self) -> Deferred[DatagramCarrier]:
         """Opens a socket, and asks to be let in."""
         try:
-            self._socket = self._open_socket()
+            self._open_socket()
         except Exception as error:
             self._fail(error)
         else:
             self._ask()
         return self.connected
 
-    def _open_socket(self) -> _ClientSocket:
+    def _open_socket(self) -> None:
+        """Goes on from another socket."""
         host, port = self._address
         interface = "::" if ":" in host else "0.0.0.0"  # noqa: S104 - the kernel chooses the one that leads there
         opened = _ClientSocket(self)
@@ -341,7 +354,9 @@ class DatagramClient:
         except Exception:
             opened.transport.stopListening()
             raise
-        return opened
+        self._socket = opened
+        if self._carrier is not None:
+            self._carrier.transmit = opened.send_datagram
 
     def _ask(self) -> None:
         knock = self._knock
@@ -349,7 +364,8 @@ class DatagramClient:
             return
         now = self._clock()
         for datagram in knock.poll(now):
-            self._transmit(datagram, self._address)
+            if self._socket is not None:
+                self._socket.send_datagram(datagram, self._address)
         if not self._is_over:
             if self._timer is not None:
                 self._timer.cancel()
@@ -359,13 +375,19 @@ class DatagramClient:
         """Takes a datagram of the server's."""
         if self._is_over:
             return
+        carrier = self._carrier
         try:
-            kind, identifier = read_kind(datagram)
-            if kind in _WITH_SEGMENTS and identifier == self._client_id and self._carrier is not None:
+            plain = read_plain(datagram)
+            if plain is not None and carrier is not None and plain[1] == self._client_id and plain[0] == _TO_CLIENT:
+                carrier.plain_received(plain, datagram, self._address)
                 self._refusals = 0
-                self._carrier.datagram_received(datagram, kind, self._address)
-                if self._carrier.association.token:
-                    self._keep_token(self._carrier.association)
+                return
+            kind, identifier = read_kind(datagram)
+            if kind in _WITH_SEGMENTS and identifier == self._client_id and carrier is not None:
+                self._refusals = 0
+                carrier.datagram_received(datagram, kind, self._address)
+                if carrier.association.token:
+                    self._keep_token(carrier.association)
             elif kind == Kind.RESET:
                 self._reset(Reset.parse(datagram))
             elif identifier == self._client_id and self._carrier is None:
@@ -404,14 +426,10 @@ class DatagramClient:
         )
         if knock.round_trip:
             association.recovery.round_trip.measure(knock.round_trip, 0.0)
-        carrier.begin(association, peer, self._transmit, self._close, self._roam)
+        transmit = self._socket.send_datagram if self._socket is not None else lose_datagram
+        carrier.begin(association, peer, transmit, self._close, self._roam)
         self.connected.callback(carrier)
         carrier.datagram_received(datagram, kind, self._address)
-
-    def _transmit(self, datagram: bytes, _: Address) -> bool:
-        if self._socket is None:
-            return False
-        return self._socket.send_datagram(datagram, None)
 
     def _roam(self) -> None:
         """Goes on from another socket: the association is known by its ids, wherever the client is."""
@@ -419,7 +437,7 @@ class DatagramClient:
         if self._is_over or former is None:
             return
         try:
-            self._socket = self._open_socket()
+            self._open_socket()
         except Exception as error:
             # There is no way to the server just now; time will tell.
             _log.info("{address}: no other socket: {error}", address=self._address, error=error)
@@ -430,11 +448,13 @@ class DatagramClient:
         """A socket is closed; where this end did not do that, it goes on from another."""
         if closed is self._socket:
             self._socket = None
+            if self._carrier is not None:
+                self._carrier.transmit = lose_datagram
             self._timer_to_reopen = call_later(self._reactor, _REOPEN_AFTER, self._reopen)
 
     def _reopen(self) -> None:
         try:
-            self._socket = self._open_socket()
+            self._open_socket()
         except Exception:
             self._timer_to_reopen = call_later(self._reactor, _REOPEN_AFTER, self._reopen)
 

@@ -33,16 +33,16 @@ from protoframe.core.datagram.packets import (
     Once,
     Part,
     Ping,
+    Plain,
     Run,
     Token,
-    parse_plain,
     parse_segments,
     serialize_data,
     serialize_plain,
 )
 from protoframe.core.datagram.ranges import RangeSet
 from protoframe.core.datagram.recovery import MAX_ACK_DELAY, UNPACED, Recovery, SentPacket
-from protoframe.core.frames import HEADER, LAST_VERSION, Frame
+from protoframe.core.frames import LAST_VERSION, Frame
 from protoframe.core.limits import Limits
 
 __all__ = ["Address", "Association", "Path"]
@@ -53,10 +53,10 @@ Address = tuple[str, int]
 #: Octets that may be held because something before them is missing.
 MOST_HELD = 4 * 1024 * 1024
 #: Packets that may be acknowledged together, once a few have been; the peer asks where it is in a hurry.
-ACK_EVERY = 16
+ACK_EVERY = 40
 EARLY = 64
 #: Packets that wait to be acknowledged for which an ACK rides along with what is sent anyway.
-RIDE_ALONG = 8
+RIDE_ALONG = 32
 #: Ranges of packets that have come of which account is kept.
 _RANGES_KEPT = 2 * MOST_RANGES
 #: What is sent to an address that has not shown that it wants it, for each octet that came from there; RFC 9000,
@@ -64,6 +64,8 @@ _RANGES_KEPT = 2 * MOST_RANGES
 AMPLIFICATION = 3
 #: Packets that are sent where it is asked whether anything comes.
 _PROBES = 2
+#: What stands around the frames of a packet that has nothing else.
+_PLAIN_OVERHEAD = DATA_OVERHEAD + RUN_OVERHEAD
 #: Probes in vain after which it may be for the size of packets that nothing comes.
 _VAIN_PROBES = 3
 #: Seconds of silence after which a client that waits for something asks whether it is still found, and each time
@@ -136,7 +138,6 @@ class Association:
         self.outflow = Outflow(confirm)
         self.recovery = Recovery(now, self.mtu.size)
         self._inflow = Inflow(limits.max_frame, MOST_HELD)
-        self._max_payload = limits.max_frame - HEADER.size
         self._is_server = is_server
         self._peer_id = peer_id
         self._random = random
@@ -162,11 +163,16 @@ class Association:
         self._silent_due = math.inf
         self._silent = 0
         self._send_at = -math.inf
+        # Whether nothing is out of the ordinary, so that packets may come and leave by the short ways.
+        self._takes_plain = False
+        self._sends_plain = False
+        self._max_frame = limits.max_frame
 
     # What goes in from above.
 
     def send(self, frames: list[bytes]) -> None:
-        """Lines frames up."""
+        """Lines frames up; `poll` is to follow."""
+        self._sends_plain = False
         self.outflow.put(frames, self._room())
 
     def send_plain(self, frames: list[bytes]) -> bytes | None:
@@ -175,24 +181,12 @@ class Association:
         `sent_plain` is to follow.  Where there is anything out of the ordinary it is ``None``; then `send` and `poll`
         do the same.
         """
-        recovery = self.recovery
-        in_flight = recovery.congestion.in_flight
-        size = self.mtu.size
-        if (
-            in_flight + 2 * size > recovery.congestion.window
-            or in_flight >= UNPACED * size
-            or self._unacknowledged >= RIDE_ALONG
-            or self._is_lossy
-            or not self._is_introduced
-            or not self.path.is_proven
-            or self._asks
-            or self._answers
-            or self.is_closed
-        ):
+        if not self._sends_plain:
             return None
-        plain = self.outflow.take_plain(frames, size - DATA_OVERHEAD)
+        plain = self.outflow.take_plain(frames, self.mtu.size - _PLAIN_OVERHEAD)
         if plain is None:
             return None
+        recovery = self.recovery
         number = recovery.next_number
         recovery.next_number = number + 1
         return serialize_plain(self._kind, self._peer_id, number, plain[0], len(frames), plain[1])
@@ -203,13 +197,37 @@ class Association:
         size = len(datagram)
         item = self.outflow.sent_plain(datagram[DATA_OVERHEAD:])
         recovery.sent(SentPacket(recovery.next_number - 1, now, size, [item], -1))
+        if not self._has_room():
+            self._sends_plain = False
         if self._silent_due == math.inf and self._awaits is not None:
             self._silent_due = now + SILENCE
         if size > self.mtu.nearly:
             self.mtu.filled()
 
+    def _has_room(self) -> bool:
+        """Whether a packet may leave at once, and need not ask for an ACK."""
+        congestion = self.recovery.congestion
+        in_flight, size = congestion.in_flight, self.mtu.size
+        return in_flight + 2 * size <= congestion.window and in_flight < UNPACED * size
+
+    def _find_short_ways(self) -> None:
+        """Finds out whether anything is out of the ordinary."""
+        self._takes_plain = self._is_introduced and not self.recovery.probes
+        self._sends_plain = (
+            self._takes_plain
+            and self._unacknowledged < RIDE_ALONG
+            and self.path.is_proven
+            and self.outflow.is_idle
+            and self._has_room()
+            and not (self._is_lossy or self._asks or self._answers)
+        )
+
+    def _leave_short_ways(self) -> None:
+        self._takes_plain = self._sends_plain = False
+
     def close(self) -> None:
         """Closes, once all that was sent has come."""
+        self._leave_short_ways()
         if not self._is_closing:
             self._is_closing = True
             self._asks = not self.outflow.is_settled
@@ -219,38 +237,49 @@ class Association:
         if self.is_closed:
             return []
         self.is_closed = True
+        self._leave_short_ways()
         return self._sendable(self._seal(CLOSE))
 
     # What goes in from below.
 
-    def handle_plain(self, datagram: bytes, address: Address, now: float) -> list[Frame] | None:
-        """Takes a packet that has nothing but a run of frames and comes in order; ``None`` of any other.
+    def handle_plain(self, plain: Plain, size: int, address: Address, now: float) -> bool:
+        """Takes a packet that has nothing but a run of frames, where it comes in order; whether it does.
 
-        That is for `handle_datagram`, which would do the same with this one.
+        Otherwise it is for `handle_datagram`, which would do the same with this one.  When the frames are dealt with,
+        `handled_plain` is to follow.
+
+        :param size: its octets.
         """
+        _, _, number, first, frames = plain
         received = self._received
-        if address != self.path.address or not self._is_introduced or self.is_closed or self.recovery.probes:
-            return None
-        plain = parse_plain(datagram)
-        if plain is None:
-            return None
-        number, first, frames = plain
-        if number != received.end:
-            return None
-        for frame in frames:
-            if len(frame[3]) > self._max_payload:
-                return None
-        if not self._inflow.take_plain(first, len(frames), datagram[DATA_OVERHEAD + RUN_OVERHEAD :]):
-            return None
-        received.add(number, number + 1)
+        if (
+            number != received.end
+            or not self._takes_plain
+            or address != self.path.address
+            or size > self._max_frame
+            or not self._inflow.take_plain(first, len(frames))
+        ):
+            return False
+        received.end = number + 1
         self._newest_at = now
+        return True
+
+    def handled_plain(self, plain: Plain, datagram: bytes, now: float) -> None:
+        """Takes account of what `handle_plain` took, which the answer need not wait for."""
+        _, _, number, first, frames = plain
+        self._inflow.remember(first, len(frames), datagram[_PLAIN_OVERHEAD:])
         self._silent = 0
         self._unacknowledged += 1
+        if self._unacknowledged >= RIDE_ALONG:
+            self._sends_plain = False
+        self._acknowledge(number, now)
+
+    def _acknowledge(self, number: int, now: float) -> None:
+        """A packet is to be acknowledged, if not at once."""
         if self._unacknowledged >= (ACK_EVERY if number > EARLY else 2):
             self._ack_at = now
         elif self._ack_at == math.inf:
             self._ack_at = now + MAX_ACK_DELAY
-        return frames
 
     def handle_datagram(self, datagram: bytes, packet: Data | Accept, address: Address, now: float) -> list[Frame]:
         """Takes a packet that names this end; the frames that it completes.  `poll` is to follow.
@@ -261,6 +290,7 @@ class Association:
         number = packet.number
         received = self._received
         is_next = number == received.end
+        self._leave_short_ways()
         if self.is_closed:
             return []
         if not is_next and number in received:
@@ -321,14 +351,15 @@ class Association:
             self._silent = 0
         if elicits:
             self._unacknowledged += 1
-            every = ACK_EVERY if number > EARLY else 2
-            if asks or not is_next or self._unacknowledged >= every:
+            if asks or not is_next:
                 self._ack_at = now
-            elif self._ack_at == math.inf:
-                self._ack_at = now + MAX_ACK_DELAY
+            else:
+                self._acknowledge(number, now)
         if inflow.has_repeated:
             inflow.has_repeated = False
             self._repeat(now)
+        if not self.is_closed:
+            self._find_short_ways()
         return frames
 
     def _handle_acks(self) -> None:
@@ -371,7 +402,8 @@ class Association:
             self._send_oldest_again()
 
     def nudge(self, now: float) -> None:
-        """The client asks to be let in again: it has not heard that it is."""
+        """The client asks to be let in again: it has not heard that it is.  `poll` is to follow."""
+        self._leave_short_ways()
         self._repeat(now)
 
     def _send_oldest_again(self) -> None:
@@ -450,6 +482,7 @@ class Association:
     def poll(self, now: float) -> list[tuple[bytes, Address]]:
         """The datagrams to send now, and where to."""
         out: list[tuple[bytes, Address]] = []
+        self._leave_short_ways()
         if self.is_closed:
             return out
         if self._candidate is not None:
@@ -495,6 +528,8 @@ class Association:
         if self._is_closing and outflow.is_settled:
             self.is_closed = True
             out += self._sendable(self._seal(self._take_ack(now) + CLOSE))
+        else:
+            self._find_short_ways()
         return out
 
     def _build(self, now: float, *, with_data: bool) -> bytes | None:
@@ -600,6 +635,7 @@ class Association:
 
     def handle_too_large(self, size: int, now: float) -> None:
         """The machine itself did not take a datagram of this size."""
+        self._leave_short_ways()
         self.mtu.too_large(size, now)
         self.recovery.congestion.size = self.mtu.size
 
@@ -618,6 +654,7 @@ class Association:
 
     def handle_timer(self, now: float) -> None:
         """Does what is due by now; `poll` is to follow."""
+        self._leave_short_ways()
         if self.is_closed:
             return
         self._handle_acks()

@@ -84,7 +84,7 @@ class Inflow:
         if self._done.misses(first, end) and not (self._channels and self._is_open(first, end)):
             self._check_room(0)
             self._done.add(first, end)
-            self._remember(first, len(frames), octets)
+            self.remember(first, len(frames), octets)
             return frames if self.is_greeted else self._give(first, frames)
         self._compare(first, len(frames), octets)
         self.has_repeated = True
@@ -95,12 +95,15 @@ class Inflow:
                 news += self._give(number, [frame])
         return news
 
-    def take_plain(self, first: int, count: int, octets: bytes) -> bool:
-        """Notes a run whose channels go on from the last that came, as most do; whether that was so."""
-        if self._channels or not self.is_greeted or first != self._done.end:
+    def take_plain(self, first: int, count: int) -> bool:
+        """Notes a run whose channels go on from the last that came, as most do; whether that was so.
+
+        `remember` is to follow.  None of the frames is longer than it may be.
+        """
+        done = self._done
+        if first != done.end or self._channels or not self.is_greeted:
             return False
-        self._done.add(first, first + count)
-        self._remember(first, count, octets)
+        done.end = first + count
         return True
 
     def take_part(self, part: Part) -> list[Frame]:
@@ -234,7 +237,8 @@ class Inflow:
         self._held += sum(len(frame[3]) + _PIECE for frame in frames)
         return []
 
-    def _remember(self, first: int, count: int, octets: bytes) -> None:
+    def remember(self, first: int, count: int, octets: bytes) -> None:
+        """Keeps what tells a run from another with its channels."""
         self._seen[first % _REMEMBERED] = (first, count, crc32(octets))
 
     def _compare(self, first: int, count: int, octets: bytes) -> None:

@@ -42,7 +42,10 @@ _ONEWAY = int(Flag.ONEWAY)
 _REQUEST_FLAGS = _MORE | _ITEMS | _ONEWAY
 #: Answers in one message, and frames that are to come after what was sent before them.
 _ANSWERS = frozenset((_RESPONSE, _ERROR))
-_CALL = frozenset((_REQUEST, _RESPONSE))
+#: How a whole call, or the answer to one, has its kind and its flags.
+_PLAIN = frozenset(
+    bytes((kind, flags)) for kind in (_REQUEST, _RESPONSE) for flags in range(256) if not flags & _REQUEST_FLAGS
+)
 _AFTER_ALL = frozenset((_CANCEL, _GOAWAY))
 
 #: Octets of a channel that are cut into one PART at the least, unless they are its last: smaller ones cost more than
@@ -179,22 +182,27 @@ class Outflow:
             else:
                 self._put_whole(frame)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is to be sent before, or in the order of, what comes next, so that `take_plain` may."""
+        return not (self._small or self._bulk or self._once or self.lost or self.lanes) and self._channel > 0
+
     def take_plain(self, frames: list[bytes], room: int) -> tuple[int, bytes] | None:
-        """The first channel and the octets of the RUN that frames fit, where nothing is to be sent before them.
+        """The first channel and the octets of the RUN that frames fit; ``None`` where they do not make one.
+
+        :param room: octets of frames that it can have.
 
         It is what `put` and `fill` come to for most calls and answers, in one step; `sent_plain` is to follow.
         """
-        if self._small or self._bulk or self._once or self.lost or self.lanes or not self._channel:
-            return None
         for frame in frames:
-            kind = frame[2]
-            if kind not in _CALL or frame[3] & _REQUEST_FLAGS:
+            if frame[2:4] not in _PLAIN:
                 return None
-        octets = frames[0] if len(frames) == 1 else b"".join(frames)
-        if len(octets) > room - RUN_OVERHEAD or len(frames) > MOST_FRAMES:
+        count = len(frames)
+        octets = frames[0] if count == 1 else b"".join(frames)
+        if len(octets) > room or count > MOST_FRAMES:
             return None
         first = self._channel
-        self._channel = first + len(frames)
+        self._channel = first + count
         return first, octets
 
     def sent_plain(self, segment: bytes) -> Item:

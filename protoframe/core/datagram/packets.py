@@ -332,10 +332,15 @@ _ACK_HEAD = struct.Struct("!BQIBH")
 _ACK_RANGE = struct.Struct("!HH")
 _HEADER_SIZE = HEADER.size
 _unpack_frame = HEADER.unpack_from
-#: A packet that has one RUN and nothing else: what follows the id, and all that follows the checksum.
-_unpack_plain = struct.Struct("!QBQB").unpack_from
+# A packet with one RUN, as far as the octets of its first frame.
+_PLAIN = struct.Struct("!IBQQBQB" + HEADER.format.lstrip("!"))
+_PLAIN_SIZE = _PLAIN.size
+_unpack_plain = _PLAIN.unpack_from
 _pack_plain = struct.Struct("!BQQBQB").pack
-_PLAIN_SIZE = DATA_OVERHEAD + _RUN_HEAD.size
+_PLAIN_KINDS = frozenset((int(Kind.TO_SERVER), int(Kind.TO_CLIENT)))
+
+#: The kind of such a packet, the connection id that it names, its number, the number of its first channel, its frames.
+Plain = tuple[int, int, int, int, list[Frame]]
 
 RUN_OVERHEAD = _RUN_HEAD.size
 #: Frames in one RUN, or in one ONCE.
@@ -513,25 +518,27 @@ def parse_segments(datagram: bytes, at: int) -> list[Segment]:
     return segments
 
 
-def parse_plain(datagram: bytes) -> tuple[int, int, list[Frame]] | None:
-    """The number, the first channel and the frames of a packet with segments that has one RUN and nothing else.
+def read_plain(datagram: bytes) -> Plain | None:
+    """A packet with segments that has one RUN and nothing else, once its checksum is found right.
 
-    Most are like that.  Of any other, or a malformed one, it gives ``None``, and `parse_segments` has more to say.
+    Most are like that.  Of any other, or a malformed one, it gives ``None``: `read_kind` has more to say of them.
     """
     end = len(datagram)
-    if end <= _PLAIN_SIZE:
+    if end < _PLAIN_SIZE:
         return None
-    number, kind, first, count = _unpack_plain(datagram, _PREFIX_SIZE)
-    if kind != _RUN:
+    checksum, packet, identifier, number, segment, first, count, length, kind, flags, call_id = _unpack_plain(datagram)
+    if segment != _RUN or packet not in _PLAIN_KINDS or crc32(datagram[_CHECKSUM_SIZE:], _SEED) != checksum:
         return None
-    frames: list[Frame] = []
-    at = _PLAIN_SIZE
+    at = _PLAIN_SIZE + length
+    frames: list[Frame] = [(kind, flags, call_id, datagram[_PLAIN_SIZE:at])]
+    if at == end and count == 1:
+        return packet, identifier, number, first, frames
     while at + _HEADER_SIZE <= end:
         length, kind, flags, call_id = _unpack_frame(datagram, at)
         body = at + _HEADER_SIZE
         at = body + length
         frames.append((kind, flags, call_id, datagram[body:at]))
-    return (number, first, frames) if at == end and len(frames) == count else None
+    return (packet, identifier, number, first, frames) if at == end and len(frames) == count else None
 
 
 def serialize_plain(kind: int, identifier: int, number: int, first: int, count: int, frames: bytes) -> bytes:
