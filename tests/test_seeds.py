@@ -235,16 +235,16 @@ def rest(*connections: Connection) -> None:
 async def drive(network: Network, kind: str, calls: int, *, late: bool) -> None:
     """A server, a client, calls of all kinds, and what must hold afterwards."""
     server, client = network.host("server"), network.host("client")
-    factory = WorkFactory(server)
+    factory = WorkFactory(server, limits=PATIENT)
     await listen(server, f"{kind}:12000", factory)
     connecting = connect(client, f"{kind}:server:12000", Work, serving=Client, limits=PATIENT)
     driving = Drive(network, await connecting)
     await driving.some(calls)
     driving.check(factory.runs)
     assert late or all(driving.ended.values()), "a call was not answered in a minute"
-    # What was cancelled ends meanwhile; and then nothing more is said, but for a sign of life in half a minute.
+    # What was cancelled ends meanwhile; and then nothing more is said.
     network.set(loss=min(network.conditions.loss, 0.1))
-    await deferLater(client, 14.0)
+    await deferLater(client, 14.0 if kind == "udp" else LONGEST_RTO)
     (served,) = factory.connections
     rest(connecting.connection, served)
     before = network.sent
@@ -255,8 +255,11 @@ async def drive(network: Network, kind: str, calls: int, *, late: bool) -> None:
     assert not factory.connections
 
 
-#: A network that loses half of all may take its time to let a client in.
-PATIENT = Limits(handshake_timeout=60.0)
+#: A network that loses half of all may take its time to let a client in; and nobody asks for a sign of life while it
+#: is looked at whether anything is said for nothing.
+PATIENT = Limits(handshake_timeout=60.0, frame_timeout=120.0, write_timeout=120.0, keepalive_idle=600.0)
+#: Seconds after which a TCP sends again at the latest what the network has lost several times.
+LONGEST_RTO = 60.0
 
 
 def over(kind: str, calls: int = 12, *, late: bool = False) -> Any:
