@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import endpoints
@@ -218,7 +219,9 @@ class _Attempts:
     def _cancel(self, _: Any) -> None:
         self._untried.clear()
         if self._resolution is not None:
-            self._resolution.cancel()
+            # Twisted's own has no way to stop; what it finds is not looked at then.
+            with suppress(NotImplementedError):
+                self._resolution.cancel()
         self._stop()
 
     def _stop(self) -> None:

@@ -285,6 +285,7 @@ class Connecting(Generic[P]):
         self._factory = factory
         self._connection: Connection | None = None
         self._opening = False
+        self._attempt: Deferred[Any] | None = None
 
     def __await__(self) -> Generator[Any, Any, P]:
         return self._open().__await__()
@@ -311,8 +312,13 @@ class Connecting(Generic[P]):
         return self._connection
 
     def close(self) -> Deferred[None]:
-        """Ends the conversation in order; fires when the connection is gone.  Calls without an answer fail."""
+        """Ends the conversation in order; fires when the connection is gone.  Calls without an answer fail.
+
+        Where it is not open yet, whoever waits for that gets a `CancelledError`.
+        """
         if self._connection is None:
+            if self._attempt is not None:
+                self._attempt.cancel()
             done: Deferred[None] = Deferred()
             done.callback(None)
             return done
@@ -327,6 +333,7 @@ class Connecting(Generic[P]):
         if remaining is not None:
             seconds = min(seconds, max(0.0, remaining))
         attempt: Deferred[Any] = self._endpoint.connect(self._factory)
+        self._attempt = attempt
         expired = False
 
         def expire() -> None:
@@ -339,7 +346,7 @@ class Connecting(Generic[P]):
             carrier = await attempt
             # A wrapper, such as the one for TLS, gives the protocol itself.
             connection: Connection = carrier.connection
-            attempt = connection.opened
+            self._attempt = attempt = connection.opened
             await attempt
         except Exception as error:
             self._opening = False
@@ -348,6 +355,7 @@ class Connecting(Generic[P]):
             raise self._explain(error, seconds if expired else None) from None
         finally:
             timer.cancel()
+            self._attempt = None
         self._connection = connection
         return connection.proxy(self._protocol)
 

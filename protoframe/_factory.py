@@ -107,7 +107,8 @@ class Factory(TwistedFactory):
         self.anonymous = anonymous
         self.interceptors = checked(interceptors)
         self.protocols = protocols
-        self._connections: set[Connection] = set()
+        # In the order in which they came: it is that in which they are drained.
+        self._connections: dict[Connection, None] = {}
         self._turned_away = 0
         self._served = (*protocols, Reflection) if reflection else protocols
         self._table = method_table(self._served)
@@ -115,7 +116,7 @@ class Factory(TwistedFactory):
     @property
     def connections(self) -> AbstractSet[Connection]:
         """The connections that are open now: of peers that have greeted, and were let in."""
-        return frozenset(connection for connection in self._connections if connection.is_open)
+        return {connection: None for connection in self._connections if connection.is_open}.keys()
 
     @property
     def methods(self) -> list[Method]:
@@ -163,8 +164,8 @@ class Factory(TwistedFactory):
                 interceptors=self.interceptors,
             )
             connection.opened.addErrback(lambda _: None)
-            connection.closed.addCallback(lambda _: self._connections.discard(connection))
-            self._connections.add(connection)
+            connection.closed.addCallback(lambda _: self._connections.pop(connection, None))
+            self._connections[connection] = None
             return connection
 
         if getattr(addr, "type", None) == "UDP":

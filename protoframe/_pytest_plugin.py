@@ -6,8 +6,10 @@ fixture is asked for, and stands outside of `protoframe.testing`, which brings T
 
 from __future__ import annotations
 
+import shlex
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,18 +33,21 @@ def pf_net(request: pytest.FixtureRequest) -> Iterator[Network]:
     Its seed is that of ``--pf-seed``, or of ``PROTOFRAME_SEED``, or else one that is the test's own.  It is told when
     the test fails.
     """
-    import os
-
+    from protoframe._context import scope
     from protoframe.testing.network import Network
-    from protoframe.testing.seeds import REPLAY
+    from protoframe.testing.seeds import seed_to_replay
 
     seed = request.config.getoption("--pf-seed")
     if seed is None:
-        text = os.environ.get(REPLAY)
-        seed = int(text) if text else zlib.crc32(request.node.nodeid.encode())
-    network = Network(seed)
+        seed = seed_to_replay()
+    network = Network(seed if seed is not None else zlib.crc32(request.node.nodeid.encode()))
     request.node.stash[_NETWORK] = network
+    # A deadline that the test sets itself is in the network's time too.
+    token = network.enter()
     yield network
+    with suppress(ValueError):
+        # Something else, such as a greenlet of pytest-twisted's, had a context of its own.
+        scope.reset(token)
     network.close()
 
 
@@ -67,10 +72,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome: Any = yield
     report = outcome.get_result()
     network = item.stash.get(_NETWORK, None)
-    if network is not None and report.when == "call" and report.failed:
+    if network is not None and report.failed:
         text = (
             f"pf_net had seed {network.seed}, at {network.now:.6f} s of virtual time\n"
-            f"to replay it: pytest --pf-seed={network.seed} '{item.nodeid}'\n"
+            f"to replay it: pytest --pf-seed={network.seed} {shlex.quote(item.nodeid)}\n"
             f"the last packets:\n{network.trace(12)}"
         )
         report.sections.append(("protoframe", text))

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Factory as TwistedFactory
 from twisted.internet.protocol import Protocol as TwistedProtocol
@@ -54,6 +54,10 @@ class Keep(Protocol):
     async def forever(self) -> None:
         await Deferred()
 
+    @request
+    async def hold(self, seconds: float) -> None:
+        await deferLater(self.factory.reactor, seconds)  # type: ignore[arg-type]
+
     @request(oneway=True)
     async def note(self, key: str) -> None:
         self.runs[key] = self.runs.get(key, 0) + 1
@@ -82,6 +86,10 @@ class Ends:
 
     def run(self, what: Any, seconds: float = 60.0) -> Any:
         return self.network.run(what, seconds)
+
+
+async def opened(connecting: Any) -> Any:
+    return await connecting
 
 
 def tap(network: Network) -> list[Packet]:
@@ -139,6 +147,22 @@ class Opening(SynchronousTestCase):
         with pytest.raises(ConnectFailed, match="connection refused"):
             network.run(network.connect("udp:server:12000", Keep))
         self.assertLess(network.now, 0.1)
+
+    def test_it_can_be_given_up_at_any_time(self):
+        for kind in ("udp", "tcp"):
+            for seconds in (0.0, 0.0005, 0.0015, 0.0025):
+                network = Network(1)
+                factory = Factory(Keep)
+                where = network.serve(factory, f"{kind}:12000")
+                connecting = network.connect(where, Keep)
+                opening = Deferred.fromCoroutine(opened(connecting))
+                network.advance(seconds)
+                connecting.close()
+                self.failureResultOf(opening, CancelledError)
+                network.advance(30.0)
+                self.assertEqual(len(factory._connections), 0)
+                # It may be tried again.
+                network.run(connecting)
 
     def test_where_nobody_is_it_takes_the_time_that_it_may(self):
         network = Network(1)
@@ -270,6 +294,24 @@ class Moving(SynchronousTestCase):
         ends.network.advance(0.3)
         ends.network.host("client").change_address()
         self.assertEqual(len(ends.run(blob, 30.0)), 400_000)
+
+    def test_a_client_that_moves_is_found_however_many_challenges_get_lost(self):
+        for dark in (1.0, 3.0, 9.0):
+            ends = Ends()
+
+            async def hold(ends=ends):
+                with timeout(100.0):
+                    await ends.keep.hold(20.0)
+
+            began = ends.network.now
+            held = Deferred.fromCoroutine(hold())
+            ends.network.advance(0.5)
+            ends.network.host("client").change_address()
+            ends.network.set("server", "client", loss=1.0)
+            ends.network.advance(dark)
+            ends.network.set("server", "client", loss=0.0)
+            ends.run(held, 30.0)
+            self.assertLess(ends.network.now - began, 21.0)
 
     def test_who_only_says_that_the_client_has_moved_diverts_nothing(self):
         ends = Ends()

@@ -5,6 +5,7 @@ Knows Twisted's datagram transports; how packets travel is the network's.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -21,6 +22,7 @@ __all__ = ["DatagramPort"]
 
 #: Octets of the headers of IP and UDP.
 _HEADERS_4, _HEADERS_6 = 28, 48
+_LAST_PORT = 65535
 
 
 @implementer(IUDPTransport, IListeningPort)
@@ -31,9 +33,13 @@ class DatagramPort:
     :param port: its number.
     :param is_ipv6: whether it is one of IPv6.
     :param protocol: takes what comes.
+    :ivar interface: the address that it takes datagrams at; all of the host's where that is empty.
     """
 
-    def __init__(self, host: Host, port: int, *, is_ipv6: bool, protocol: Any, max_packet_size: int) -> None:
+    def __init__(
+        self, host: Host, port: int, *, is_ipv6: bool, protocol: Any, max_packet_size: int, interface: str = ""
+    ) -> None:
+        self.interface = interface
         self._host = host
         self._port = port
         self._is_ipv6 = is_ipv6
@@ -50,15 +56,21 @@ class DatagramPort:
         """Sends a datagram.
 
         :raises MessageLengthError: it is larger than the host's own interface takes.
-        :raises InvalidAddressError: the address is no IP address of the socket's family.
+        :raises InvalidAddressError: the address is no IP address of the socket's family, or has no port.
         """
         destination = addr if addr is not None else self._peer
         if destination is None:
             raise ValueError("a port that is not connected needs an address")
         if not self._is_open:
             return
-        if (":" in destination[0]) != self._is_ipv6 or (not destination[0][:1].isalnum() and ":" not in destination[0]):
+        try:
+            is_ipv6 = ipaddress.ip_address(destination[0].partition("%")[0]).version == 6
+        except ValueError:
+            raise InvalidAddressError(destination[0], "not an IP address") from None
+        if is_ipv6 != self._is_ipv6:
             raise InvalidAddressError(destination[0], "not an address of this socket's family")
+        if not isinstance(destination[1], int) or not 0 <= destination[1] <= _LAST_PORT:
+            raise InvalidAddressError(destination[1], "not a port")
         size = len(packet) + (_HEADERS_6 if self._is_ipv6 else _HEADERS_4)
         if size > self._host.interface_mtu:
             raise MessageLengthError("message too long")

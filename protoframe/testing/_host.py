@@ -29,9 +29,13 @@ from protoframe.testing._timeline import Call
 if TYPE_CHECKING:
     from protoframe.testing.network import Network
 
-__all__ = ["Host"]
+__all__ = ["LOOPBACK", "Host"]
 
 _FIRST_EPHEMERAL = 49152
+#: Addresses at which every host finds itself alone.
+LOOPBACK = frozenset(("127.0.0.1", "::1"))
+#: Calls of which account is kept before those that were cancelled are looked for.
+_CALLS = 256
 
 
 @implementer(IReactorTime, IReactorTCP, IReactorUDP, IReactorPluggableNameResolver)
@@ -53,7 +57,9 @@ class Host:
         self._number = number
         self._moves = 0
         self._shift = 0
-        self._calls: set[Call] = set()
+        # In the order in which they were made.
+        self._calls: dict[Call, None] = {}
+        self._most_calls = _CALLS
         self._ports: dict[tuple[str, int, bool], Any] = {}
         self._streams: dict[tuple[int, tuple[str, int]], StreamConnection] = {}
         self._ephemeral = _FIRST_EPHEMERAL
@@ -100,7 +106,8 @@ class Host:
     ) -> None:
         """Sends a packet from a port."""
         seen = port + self._shift if kind == "udp" else port
-        source = (self.ipv6 if is_ipv6 else self.ipv4, seen)
+        own = self.ipv6 if is_ipv6 else self.ipv4
+        source = (destination[0] if destination[0] in LOOPBACK else own, seen)
         self._network.send(self, Packet(kind, source, destination, size, payload))
 
     def arrived(self, packet: Packet) -> None:
@@ -111,12 +118,20 @@ class Host:
             self._stream_arrived(packet, port, is_ipv6=is_ipv6)
             return
         port -= self._shift
-        taker = self._ports.get(("udp", port, is_ipv6))
+        taker = self._port_for("udp", port, packet)
         if taker is not None:
             taker.arrived(packet)
         elif packet.kind == "udp":
             refusal = Packet("icmp", packet.destination, packet.source, HEADERS_4, None)
             self._network.send(self, refusal)
+
+    def _port_for(self, kind: str, port: int, packet: Packet) -> Any:
+        """The socket that a packet is for; one that listens on the loopback interface is for this host's own."""
+        address = packet.destination[0]
+        found = self._ports.get((kind, port, ":" in address))
+        if found is not None and found.interface in LOOPBACK and address != found.interface:
+            return None
+        return found
 
     def _stream_arrived(self, packet: Packet, port: int, *, is_ipv6: bool) -> None:
         segment: Segment = packet.payload
@@ -124,7 +139,7 @@ class Host:
         if stream is not None:
             stream.arrived(segment)
             return
-        listening = self._ports.get(("tcp", port, is_ipv6))
+        listening = self._port_for("tcp", port, packet)
         if listening is not None and segment.syn and not segment.acknowledged:
             stream = self.open_stream(port, packet.source, is_ipv6=is_ipv6)
             stream.on_open = listening.opened
@@ -187,11 +202,14 @@ class Host:
         call: Call
 
         def run() -> None:
-            self._calls.discard(call)
+            self._calls.pop(call, None)
             callable(*args, **kwargs)
 
         call = self._network.timeline.call_later(delay, run)
-        self._calls.add(call)
+        self._calls[call] = None
+        if len(self._calls) > self._most_calls:
+            self._calls = dict.fromkeys(call for call in self._calls if call.active())
+            self._most_calls = max(_CALLS, 2 * len(self._calls))
         return call
 
     def timeline_call(self, delay: float, function: Any, *args: Any) -> Call:
@@ -216,7 +234,9 @@ class Host:
         """Opens a UDP socket."""
         is_ipv6 = ":" in interface
         number = self._take_port("udp", port, is_ipv6=is_ipv6, interface=interface)
-        opened = DatagramPort(self, number, is_ipv6=is_ipv6, protocol=protocol, max_packet_size=maxPacketSize)
+        opened = DatagramPort(
+            self, number, is_ipv6=is_ipv6, protocol=protocol, max_packet_size=maxPacketSize, interface=interface
+        )
         self._ports["udp", number, is_ipv6] = opened
         opened.startListening()
         return opened
@@ -227,7 +247,7 @@ class Host:
         """Listens at a TCP port."""
         is_ipv6 = ":" in interface
         number = self._take_port("tcp", port, is_ipv6=is_ipv6, interface=interface)
-        opened = StreamPort(self, number, factory, is_ipv6=is_ipv6)
+        opened = StreamPort(self, number, factory, is_ipv6=is_ipv6, interface=interface)
         self._ports["tcp", number, is_ipv6] = opened
         opened.startListening()
         return opened
@@ -243,7 +263,7 @@ class Host:
     @property
     def nameResolver(self) -> Any:
         """Finds hosts by their names."""
-        return _Resolver(self._network)
+        return _Resolver(self)
 
     def installNameResolver(self, resolver: Any) -> Any:
         """There is one already, and it stays.
@@ -257,8 +277,8 @@ class Host:
 class _Resolver:
     """Finds hosts of the network by their names."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    def __init__(self, host: Host) -> None:
+        self._host = host
 
     def resolveHostName(
         self,
@@ -268,24 +288,32 @@ class _Resolver:
         addressTypes: Any = None,  # noqa: N803 - likewise
         transportSemantics: str = "TCP",  # noqa: N803 - likewise
     ) -> Any:
-        """Gives a host's addresses, at once."""
+        """Gives a host's addresses, in a turn of its own."""
         resolution = _Resolution(hostName)
         resolutionReceiver.resolutionBegan(resolution)
-        for address in self._network.resolve(hostName):
-            family: Any = IPv6Address if ":" in address else IPv4Address
-            made = family(transportSemantics, address, portNumber)
-            if addressTypes is None or isinstance(made, tuple(addressTypes)):
-                resolutionReceiver.addressResolved(made)
-        resolutionReceiver.resolutionComplete()
+
+        def found() -> None:
+            for address in self._host.resolve(hostName):
+                family: Any = IPv6Address if ":" in address else IPv4Address
+                made = family(transportSemantics, address, portNumber)
+                if addressTypes is None or isinstance(made, tuple(addressTypes)):
+                    resolutionReceiver.addressResolved(made)
+            resolutionReceiver.resolutionComplete()
+
+        self._host.callLater(0, found)
         return resolution
 
 
 @implementer(IHostResolution)
 class _Resolution:
-    """A name that was looked up."""
+    """A name that is looked up."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def cancel(self) -> None:
-        """It is done already."""
+        """It goes on, as Twisted's own does.
+
+        :raises NotImplementedError: always.
+        """
+        raise NotImplementedError

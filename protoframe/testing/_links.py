@@ -33,6 +33,7 @@ class Conditions:
     :param queue: octets that wait for their turn where there is a bound; what does not fit is dropped.
     :param mtu: octets that a packet may have, headers included; a larger one is dropped without a word.
     :raises ValueError: a value is out of its bounds.
+    :raises TypeError: a value is no number.
     """
 
     delay: float = 0.001
@@ -47,10 +48,10 @@ class Conditions:
 
     def __post_init__(self) -> None:
         for name in ("loss", "duplicate", "reorder", "corrupt"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= _number(name, getattr(self, name)) <= 1:
                 raise ValueError(f"{name}: expected a probability, 0 to 1, got {getattr(self, name)}")
         for name in ("delay", "jitter"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+            if not (_number(name, getattr(self, name)) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name}: expected seconds, 0 or more, got {getattr(self, name)}")
         if self.bandwidth is not None and not self.bandwidth > 0:
             raise ValueError(f"bandwidth: expected octets a second, above 0, or None, got {self.bandwidth}")
@@ -59,6 +60,12 @@ class Conditions:
         if self.mtu < 68:
             # RFC 791: what every host must take.
             raise ValueError(f"mtu: expected 68 octets or more, got {self.mtu}")
+
+
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return value
 
 
 @dataclasses.dataclass(slots=True)
@@ -88,6 +95,7 @@ class Link:
     :param deliver: takes what arrives.
     :param note: told what became of each packet.
     :ivar is_cut: whether nothing gets through.
+    :ivar travelling: how many packets are on their way.
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class Link:
         note: Callable[[str, Packet], None],
     ) -> None:
         self.is_cut = False
+        self.travelling = 0
         self._timeline = timeline
         self._random = random
         self._conditions = conditions
@@ -144,9 +153,11 @@ class Link:
             seconds += chance() * conditions.jitter
         if conditions.reorder and chance() < conditions.reorder:
             seconds += (1 + 2 * chance()) * max(conditions.delay, 0.001)
+        self.travelling += 1
         self._timeline.call_later(seconds, self._arrive, packet)
 
     def _arrive(self, packet: Packet) -> None:
+        self.travelling -= 1
         if self.is_cut:
             self._note("cut off", packet)
         else:

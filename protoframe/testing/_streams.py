@@ -26,9 +26,13 @@ __all__ = ["StreamConnector", "StreamPort"]
 
 @implementer(IListeningPort)
 class StreamPort:
-    """A TCP port at which a host listens."""
+    """A TCP port at which a host listens.
 
-    def __init__(self, host: Host, port: int, factory: Any, *, is_ipv6: bool) -> None:
+    :ivar interface: the address that it takes connections at; all of the host's where that is empty.
+    """
+
+    def __init__(self, host: Host, port: int, factory: Any, *, is_ipv6: bool, interface: str = "") -> None:
+        self.interface = interface
         self._host = host
         self._port = port
         self._factory = factory
@@ -86,7 +90,7 @@ class StreamConnector:
             found = self._host.resolve(address)
             if not found:
                 error = DNSLookupError(f"no host {address}")
-                self._host.timeline_call(0, self._failed, Failure(error))
+                self._host.callLater(0, self._failed, Failure(error))
                 return
             address = found[0]
         is_ipv6 = ":" in address
@@ -94,8 +98,9 @@ class StreamConnector:
         stream = self._stream = self._host.open_stream(port, (address, self._port), is_ipv6=is_ipv6)
         stream.on_open = self._opened
         stream.on_fail = self._failed
+        stream.on_lost = self._lost
         if self._timeout:
-            self._timer = self._host.timeline_call(self._timeout, self._expired)
+            self._timer = self._host.callLater(self._timeout, self._expired)
         stream.connect()
 
     def _opened(self, stream: StreamConnection) -> None:
@@ -117,6 +122,11 @@ class StreamConnector:
     def _failed(self, failure: Failure) -> None:
         self._stop_timer()
         self._factory.clientConnectionFailed(self, failure)
+        self._factory.doStop()
+
+    def _lost(self, failure: Failure) -> None:
+        self._stream = None
+        self._factory.clientConnectionLost(self, failure)
         self._factory.doStop()
 
     def _stop_timer(self) -> None:

@@ -20,7 +20,7 @@ from twisted.internet.error import (
 from twisted.internet.error import (
     ConnectionRefusedError as TwistedConnectionRefusedError,
 )
-from twisted.internet.interfaces import IConsumer, ITCPTransport
+from twisted.internet.interfaces import IConsumer, IHalfCloseableProtocol, ITCPTransport
 from twisted.internet.main import CONNECTION_DONE
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -64,6 +64,12 @@ class Segment:
         return len(self.data) + self.syn + self.fin
 
 
+def half_closeable(protocol: Any) -> bool:
+    """Whether a protocol wants to know when one direction is closed, and go on with the other."""
+    provided: Any = IHalfCloseableProtocol
+    return bool(provided.providedBy(protocol))
+
+
 @implementer(ITCPTransport, IConsumer)
 class StreamConnection:
     """One end of a TCP connection, and the transport of its protocol.
@@ -85,6 +91,7 @@ class StreamConnection:
         self.state = "new"
         self.on_open: Any = None
         self.on_fail: Any = None
+        self.on_lost: Any = None
         self._buffer = bytearray()  # sent and not acknowledged, and not sent
         self._una = 0
         self._next = 0  # the SYN takes number 0
@@ -109,7 +116,9 @@ class StreamConnection:
         self._producer: Any = None
         self._is_streaming = True
         self._producer_paused = False
-        self._is_told = False
+        self._own_fin_came = False
+        # Whether the protocol was told that no more comes, and may still send.
+        self._is_half_closed = False
 
     # Opening.
 
@@ -206,11 +215,25 @@ class StreamConnection:
             if was_full:
                 self._emit(Segment(self._next, 0))
             self.protocol.dataReceived(data)
-        if self._remote_fin and not self._unread and self.state != "gone":
-            # As Twisted: a protocol that is not for half-closed connections has its own closed.
-            if self._fin_at < 0:
-                self._emit(Segment(self._next, 0, fin=True))
-            self._lost(ConnectionDone())
+        if self._remote_fin and not self._unread and self.state != "gone" and self.protocol is not None:
+            self._read_all()
+
+    def _read_all(self) -> None:
+        """The other end sends no more, and what it sent is read."""
+        if self._is_half_closed:
+            if self._own_fin_came:
+                self._lost(ConnectionDone())
+        elif self._fin_at < 0 and half_closeable(self.protocol):
+            self._is_half_closed = True
+            self.host.callLater(0, self.protocol.readConnectionLost)
+        else:
+            # As Twisted: a protocol that is not for half-closed connections has its own closed.  It is told at once,
+            # and the machine goes on until the other end knows.
+            self._end_sending()
+            self._tell(ConnectionDone())
+            self.disconnecting = True
+            if self._own_fin_came:
+                self.vanish()
 
     # Sending.
 
@@ -295,7 +318,11 @@ class StreamConnection:
             self._duplicates = 0
         self._disarm()
         if self._fin_at >= 0 and number > self._fin_at:
-            self._lost(ConnectionDone())
+            self._own_fin_came = True
+            if self.disconnecting or self._remote_fin:
+                self._lost(ConnectionDone())
+            elif half_closeable(self.protocol):
+                self.host.callLater(0, self.protocol.writeConnectionLost)
             return
         if self._next > self._una:
             self._arm()
@@ -405,17 +432,30 @@ class StreamConnection:
     def _fail(self, error: Exception) -> None:
         self.vanish()
         if self.on_fail is not None:
-            self.host.timeline_call(0, self.on_fail, Failure(error))
+            self.host.callLater(0, self.on_fail, Failure(error))
 
     def _lost(self, error: Exception) -> None:
         if self.state == "gone":
             return
         was_open = self.state in ("open", "closing")
         self.vanish()
-        if was_open and self.protocol is not None and not self._is_told:
-            self._is_told = True
-            failure = CONNECTION_DONE if isinstance(error, ConnectionDone) else error
-            self.host.timeline_call(0, self.protocol.connectionLost, Failure(failure))
+        if was_open:
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        """Tells the protocol that the connection is lost, once."""
+        protocol, self.protocol = self.protocol, None
+        self._producer = None
+        if protocol is None:
+            return
+        failure = Failure(CONNECTION_DONE if isinstance(error, ConnectionDone) else error)
+
+        def tell() -> None:
+            protocol.connectionLost(failure)
+            if self.on_lost is not None:
+                self.on_lost(failure)
+
+        self.host.callLater(0, tell)
 
     # ITCPTransport and IConsumer.
 

@@ -11,14 +11,17 @@ import random
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
+from contextvars import Token
 from types import CoroutineType
 from typing import Any, TypeVar
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from protoframe import Connecting, Factory, Protocol, connect, listen
-from protoframe.testing._host import Host
+from protoframe._context import scope
+from protoframe.testing._host import LOOPBACK, Host
 from protoframe.testing._links import Conditions, Link, Packet
 from protoframe.testing._timeline import Timeline
 
@@ -47,11 +50,14 @@ class Network:
 
     :param seed: decides all that is left to chance.
     :param conditions: what `Conditions` takes: they hold between any two hosts, unless `set` says something else.
+    :raises ValueError: the seed is below 0, or a condition is out of its bounds.
     :ivar seed: see above.
     :ivar sent: how many packets were sent.
     """
 
     def __init__(self, seed: int = 0, **conditions: Any) -> None:
+        if seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {seed}")
         self.seed = seed
         self._random = random.Random(seed)  # noqa: S311 - it is to be foreseeable
         self._conditions = Conditions(**conditions)
@@ -61,7 +67,7 @@ class Network:
         self._links: dict[tuple[str, str], Link] = {}
         self._between: dict[tuple[str, str], Conditions] = {}
         self._trace: deque[tuple[float, str, Packet]] = deque(maxlen=_TRACE)
-        self._travelling = 0
+        self._local = 0
         self.sent = 0
         self._arrived: dict[tuple[str, str], int] = {}
         self._opened: list[Any] = []
@@ -77,21 +83,29 @@ class Network:
         return self._timeline.now
 
     def advance(self, seconds: float) -> None:
-        """Lets time pass, and what is due in it happen."""
+        """Lets time pass, and what is due in it happen.
+
+        :raises ValueError: the seconds are below 0.
+        """
+        if seconds < 0:
+            raise ValueError(f"time does not run backwards: {seconds} s")
         until = self._timeline.now + seconds
         while (due := self._timeline.next_due()) is not None and due <= until:
             self._timeline.run_next()
-        self._timeline.now = until
+        # What happened may have let more time pass.
+        self._timeline.now = max(self._timeline.now, until)
 
     def run(self, what: Any, seconds: float = _PATIENCE) -> Any:
         """Lets time pass until a Deferred or a coroutine is done; its result.
+
+        `protoframe.timeout` goes by the time of the network inside of the coroutine.
 
         :param seconds: of virtual time that it may take.
         :raises Stuck: it takes longer, or nothing is left that could happen.
         """
         deferred: Deferred[Any]
         if isinstance(what, Coroutine | CoroutineType):
-            deferred = Deferred.fromCoroutine(what)
+            deferred = self._start(what)
         elif isinstance(what, Deferred):
             deferred = what
         else:
@@ -99,7 +113,7 @@ class Network:
             async def wait() -> Any:
                 return await what
 
-            deferred = Deferred.fromCoroutine(wait())
+            deferred = self._start(wait())
         outcome: list[Any] = []
         deferred.addBoth(outcome.append)
         until = self._timeline.now + seconds
@@ -116,8 +130,19 @@ class Network:
             outcome[0].raiseException()
         return outcome[0]
 
+    def _start(self, coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
+        token = self.enter()
+        try:
+            return Deferred.fromCoroutine(coroutine)
+        finally:
+            scope.reset(token)
+
+    def enter(self) -> Token[Any]:
+        """Has `protoframe.timeout` go by the time of the network, in this context; what undoes that."""
+        return scope.set(msgspec.structs.replace(scope.get(), clock=lambda: self._timeline.now))
+
     def settle(self, seconds: float = _PATIENCE, quiet: float = 1.0) -> None:
-        """Lets time pass until no packet was sent for a while.
+        """Lets time pass until no packet was sent for a while, and none is on its way.
 
         :param seconds: of virtual time that it may take.
         :param quiet: seconds without a packet.
@@ -127,7 +152,7 @@ class Network:
         while True:
             sent = self.sent
             self.advance(quiet)
-            if self.sent == sent and not self._travelling:
+            if self.sent == sent and not self._travelling():
                 return
             if self.now > until:
                 raise NotQuiet(f"{self!r}: packets go on after {seconds:g} s\n{self.trace(20)}")
@@ -156,12 +181,14 @@ class Network:
         :param source: the host that they come from; with ``destination``, in that direction alone.  Without either,
             everywhere where nothing of its own was set.
         :param conditions: what is to change; the rest stays.
+        :raises ValueError: there is no such host yet: `host` makes it.
         """
         if source is None and destination is None:
             self._conditions = dataclasses.replace(self._conditions, **conditions)
             return
         if source is None or destination is None:
             raise TypeError("set takes a source and a destination, or neither")
+        self._check_hosts(source, destination)
         before = self._between.get((source, destination), self._conditions)
         self._between[source, destination] = dataclasses.replace(before, **conditions)
 
@@ -171,7 +198,11 @@ class Network:
         return self._conditions
 
     def partition(self, one: str, other: str) -> None:
-        """Lets nothing through between two hosts, what is under way included."""
+        """Lets nothing through between two hosts, what is under way included.
+
+        :raises ValueError: there is no such host yet: `host` makes it.
+        """
+        self._check_hosts(one, other)
         for pair in ((one, other), (other, one)):
             self._link(*pair).is_cut = True
 
@@ -179,6 +210,16 @@ class Network:
         """Lets packets through again everywhere."""
         for link in self._links.values():
             link.is_cut = False
+
+    def _check_hosts(self, *names: str) -> None:
+        for name in names:
+            if name not in self._hosts:
+                known = ", ".join(self._hosts) or "none"
+                raise ValueError(f"there is no host {name!r} yet, only: {known}; host({name!r}) makes it")
+
+    def _travelling(self) -> bool:
+        """Whether a packet is on its way."""
+        return self._local > 0 or any(link.travelling for link in self._links.values())
 
     def _link(self, source: str, destination: str) -> Link:
         pair = (source, destination)
@@ -198,24 +239,33 @@ class Network:
     def send(self, source: Host, packet: Packet) -> None:
         """Sends a packet from a host to wherever its address is."""
         self.sent += 1
-        destination = self._addresses.get(packet.destination[0])
+        address = packet.destination[0]
+        destination = source if address in LOOPBACK else self._addresses.get(address)
         self._note("sent", packet)
         if destination is None:
             self._note("nobody there", packet)
         elif destination is source:
             # A host's own address: no network is between.
-            self._timeline.call_later(0, self._deliver, packet)
+            self._local += 1
+            self._timeline.call_later(0, self._deliver_locally, source, packet)
         else:
             self._link(source.name, destination.name).send(packet)
+
+    def _deliver_locally(self, host: Host, packet: Packet) -> None:
+        self._local -= 1
+        self._arrive(host, packet)
 
     def _deliver(self, packet: Packet) -> None:
         host = self._addresses.get(packet.destination[0])
         if host is None:
             self._note("nobody there", packet)
         else:
-            self._note("arrived", packet)
-            self._arrived[host.name, packet.kind] = self._arrived.get((host.name, packet.kind), 0) + packet.size
-            host.arrived(packet)
+            self._arrive(host, packet)
+
+    def _arrive(self, host: Host, packet: Packet) -> None:
+        self._note("arrived", packet)
+        self._arrived[host.name, packet.kind] = self._arrived.get((host.name, packet.kind), 0) + packet.size
+        host.arrived(packet)
 
     def _note(self, what: str, packet: Packet) -> None:
         self._trace.append((self._timeline.now, what, packet))
@@ -265,9 +315,8 @@ class Network:
     def serve(self, served: type[Protocol[Any]] | Factory, where: str = "udp:12000", host: str = "server") -> str:
         """Serves a Protocol, or a Factory, at a host; the string for `connect`."""
         factory = served if isinstance(served, Factory) else Factory(served)
-        self.run(listen(self.host(host), where, factory))
-        kind, _, rest = where.partition(":")
-        return f"{kind}:{host}:{rest.partition(':')[0]}"
+        port = self.run(listen(self.host(host), where, factory))
+        return f"{where.partition(':')[0]}:{host}:{port.getHost().port}"
 
     def connect(self, where: str, protocol: type[P], host: str = "client", **options: Any) -> Connecting[P]:
         """What `protoframe.connect` gives, from a host."""

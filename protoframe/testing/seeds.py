@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from protoframe.testing.network import Network
 
-__all__ = ["REPLAY", "SEEDS", "replay_note", "run_seeds", "seeds_to_run"]
+__all__ = ["REPLAY", "SEEDS", "replay_note", "run_seeds", "seed_to_replay", "seeds_to_run"]
 
 #: The environment: one seed to run, and how many to run.
 REPLAY, SEEDS = "PROTOFRAME_SEED", "PROTOFRAME_SEEDS"
@@ -41,10 +42,13 @@ def run_seeds(
     :param check: called with the network when the scenario is done, before the network is closed.
     :param conditions: of the network, as `Network` takes them.
     :return: how many were run.
+    :raises ValueError: there is no seed to run, or what the environment has is no number.
 
     What a scenario raises is raised, with a note that has the seed and how to run it again.
     """
     count = 0
+    if isinstance(seeds, int) and seeds <= 0:
+        raise ValueError(f"seeds: expected 1 or more, got {seeds}")
     for seed in seeds_to_run(seeds):
         network = Network(seed, **conditions)
         count += 1
@@ -67,19 +71,36 @@ def seeds_to_run(seeds: int | Iterable[int]) -> Iterable[int]:
 
     :raises ValueError: what the environment has is no number.
     """
-    for name in (REPLAY, SEEDS):
-        text = os.environ.get(name)
-        if text:
-            if not text.isdecimal():
-                raise ValueError(f"{name}: expected a whole number, got {text!r}")
-            return [int(text)] if name == REPLAY else range(int(text))
+    seed, count = seed_to_replay(), _number_in(SEEDS)
+    if seed is not None:
+        return [seed]
+    if count is not None:
+        return range(count)
     return range(seeds) if isinstance(seeds, int) else seeds
+
+
+def seed_to_replay() -> int | None:
+    """The seed that the environment asks for.
+
+    :raises ValueError: what it has is no number.
+    """
+    return _number_in(REPLAY)
+
+
+def _number_in(name: str) -> int | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise ValueError(f"{name}: expected a whole number, got {text!r}")
+    return int(text)
 
 
 def replay_note(network: Network) -> str:
     """How to have it again."""
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
-    command = f"pytest '{test}'" if test else "the same test"
+    # What follows the last space is which part of the test it is.
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+    command = f"pytest {shlex.quote(test)}" if test else "the same test"
     return (
         f"with seed {network.seed}, at {network.now:.6f} s of virtual time\n"
         f"to replay it: {REPLAY}={network.seed} {command}\n"

@@ -325,8 +325,7 @@ class Association:
                     elicits = True
                 elif isinstance(segment, Once):
                     elicits = True
-                    if inflow.is_greeted:
-                        frames += segment.frames
+                    frames += inflow.take_once(segment)
                 elif isinstance(segment, Ping):
                     elicits = asks = True
                 elif isinstance(segment, Challenge):
@@ -446,6 +445,9 @@ class Association:
             candidate.challenge = self._random(8)
             candidate.due = -math.inf
         candidate.received += size
+        if candidate.due == math.inf:
+            # Now there may be enough for a challenge again.
+            candidate.due = -math.inf
 
     def _handle_challenge(self, challenge: Challenge, address: Address, now: float) -> None:
         if not challenge.is_answer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from zlib import crc32
 
-from protoframe.core.datagram.packets import Part, Run
+from protoframe.core.datagram.packets import Once, Part, Run
 from protoframe.core.datagram.ranges import RangeSet
 from protoframe.core.frames import HEADER, Frame
 from protoframe.errors import FrameTooLarge, RemoteProtocolError
@@ -122,7 +122,7 @@ class Inflow:
                 length = int.from_bytes(octets[:2]) + _HEADER_SIZE
                 if length == len(octets):
                     return self._take_single(number, octets)
-            self._check_room(_CHANNEL + len(octets))
+            self._check_room(_CHANNEL + len(octets), number)
             channel = self._channels[number] = _Channel()
             self._held += _CHANNEL
         end = offset + len(octets)
@@ -138,6 +138,7 @@ class Inflow:
         if offset > channel.offset:
             self._hold(channel, offset, octets)
             return []
+        self._check_room(end - channel.offset, number)
         self._append(channel, octets[channel.offset - offset :])
         while channel.order and channel.order[0] <= channel.offset:
             at = heappop(channel.order)
@@ -152,9 +153,15 @@ class Inflow:
             self._close(number)
         return frames if self.is_greeted and number else self._give(number, frames)
 
-    def may_take_once(self) -> bool:
-        """Whether frames that are sent once may be given by now."""
-        return self.is_greeted
+    def take_once(self, once: Once) -> list[Frame]:
+        """Frames that are sent once: they get lost where nothing may be given yet.
+
+        :raises RemoteProtocolError: one is longer than it may be.
+        """
+        for frame in once.frames:
+            if len(frame[3]) > self._max_payload:
+                raise self._too_large(len(frame[3]))
+        return once.frames if self.is_greeted else []
 
     def _take_single(self, number: int, octets: bytes) -> list[Frame]:
         length, kind, flags, call_id = _unpack_header(octets)
@@ -169,11 +176,16 @@ class Inflow:
             f"a frame of {length + _HEADER_SIZE} octets is longer than {self._max_payload + _HEADER_SIZE}"
         )
 
-    def _check_room(self, more: int) -> None:
+    def _check_room(self, more: int, number: int = -1) -> None:
+        """Makes sure that there is room for so many octets more.
+
+        :param number: the channel that they are of, where they come in its order.  There is always room for the lowest,
+            or nothing would ever free any.
+        :raises Full: there is none.
         """
-        :raises Full: there is no room for so many octets more.
-        """
-        if self._held + more + _PIECE * len(self._done) > self._most:
+        if self._held + more + _PIECE * len(self._done) > self._most and (
+            number < 0 or number > min(self._channels, default=number)
+        ):
             raise Full
 
     def _is_open(self, first: int, end: int) -> bool:
@@ -197,6 +209,7 @@ class Inflow:
     def _append(self, channel: _Channel, octets: bytes) -> None:
         channel.buffer += octets
         channel.offset += len(octets)
+        self._held += len(octets)
 
     def _cut(self, channel: _Channel) -> list[Frame]:
         """The whole frames at the start of what came in order."""
@@ -214,13 +227,15 @@ class Inflow:
             at = after
         if at:
             del buffer[:at]
+            self._held -= at
         return frames
 
     def _close(self, number: int) -> None:
         """All of a channel has come."""
         channel = self._channels.pop(number, None)
         if channel is not None:
-            self._held -= _CHANNEL + sum(len(piece) + _PIECE for piece in channel.held.values())
+            self._held -= _CHANNEL + len(channel.buffer)
+            self._held -= sum(len(piece) + _PIECE for piece in channel.held.values())
         self._done.add(number, number + 1)
 
     def _give(self, number: int, frames: list[Frame]) -> list[Frame]:

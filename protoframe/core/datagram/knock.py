@@ -7,10 +7,19 @@ from __future__ import annotations
 
 import math
 
-from protoframe.core.datagram.packets import Accept, Initial, Kind, Malformed, Refused, Retry, Versions
+from protoframe.core.datagram.packets import (
+    Accept,
+    Initial,
+    Kind,
+    Malformed,
+    Refused,
+    Retry,
+    Versions,
+    parse_segments,
+)
 from protoframe.core.datagram.rtt import INITIAL_RTT
 from protoframe.core.frames import FIRST_VERSION, LAST_VERSION, GoAway, agree_on_version
-from protoframe.errors import BY_STATUS, ConnectionLost, Error
+from protoframe.errors import BY_STATUS, ConnectionLost, Error, RemoteProtocolError
 
 __all__ = ["Knock"]
 
@@ -67,6 +76,7 @@ class Knock:
         """
         if kind == Kind.ACCEPT:
             accept = Accept.parse(datagram)
+            parse_segments(datagram, accept.segments)
             if not FIRST_VERSION <= accept.version <= LAST_VERSION:
                 raise Malformed("ACCEPT of a version that was not offered")
             return accept
@@ -77,7 +87,10 @@ class Knock:
             agree_on_version(versions.first_version, versions.last_version)
             raise Malformed("VERSIONS that this end speaks")
         elif kind == Kind.REFUSED:
-            goaway = GoAway.parse(Refused.parse(datagram).reason)
+            try:
+                goaway = GoAway.parse(Refused.parse(datagram).reason)
+            except RemoteProtocolError as error:
+                raise Malformed(f"REFUSED: {error}") from None
             lost = ConnectionLost(f"the peer ended the conversation: {goaway.text}")
             lost.__cause__ = BY_STATUS.get(goaway.status, Error)(goaway.text)
             raise lost

@@ -193,11 +193,14 @@ class Versions(NamedTuple):
     @classmethod
     def parse(cls, datagram: bytes) -> Versions:
         """
-        :raises Malformed: it is too short or too long.
+        :raises Malformed: it is too short or too long, or no range.
         """
         if len(datagram) != _CHECKSUM_SIZE + _VERSIONS.size:
             raise Malformed("VERSIONS")
-        return cls(*_VERSIONS.unpack_from(datagram, _CHECKSUM_SIZE)[1:])
+        versions = cls(*_VERSIONS.unpack_from(datagram, _CHECKSUM_SIZE)[1:])
+        if not 0 < versions.first_version <= versions.last_version:
+            raise Malformed("VERSIONS")
+        return versions
 
 
 class Refused(NamedTuple):

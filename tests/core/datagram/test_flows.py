@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe.core.datagram.inflow import Full, Inflow
 from protoframe.core.datagram.outflow import Outflow
-from protoframe.core.datagram.packets import Once, Part, Run, parse_segments
+from protoframe.core.datagram.packets import Once, Part, Run, parse_segments, serialize_once
 from protoframe.core.frames import serialize_message
 from protoframe.errors import FrameTooLarge, RemoteProtocolError
 from tests.core.pairs import CANCEL, CHUNK, END, GOAWAY, HELLO, ITEM, ITEMS, MORE, ONEWAY, REQUEST, RESPONSE, cut, frame
@@ -241,3 +241,26 @@ class Incoming(SynchronousTestCase):
             for number in range(5000, 50_000, 2):
                 inflow.take_run(run_of(number, request(1)))
         self.assertTrue(MORE)
+
+    def test_what_came_in_order_and_is_no_whole_frame_counts_too_and_the_lowest_channel_always_goes_on(self):
+        inflow = greeted(most=100_000)
+        octets = request(1, 0, 60_000)
+        opened = []
+        with self.assertRaises(Full):
+            for number in range(1, 100):
+                inflow.take_part(Part(number, 0, octets[:20_000], False))
+                opened.append(number)
+        self.assertIn(len(opened), (4, 5))
+        for number in opened:
+            with self.subTest(number):
+                for at in range(20_000, len(octets), 1000):
+                    piece = octets[at : at + 1000]
+                    frames = inflow.take_part(Part(number, at, piece, at + 1000 >= len(octets)))
+                self.assertEqual(len(frames), 1)
+        self.assertEqual(inflow._held, 0)
+
+    def test_frames_that_are_sent_once_are_no_larger_than_others(self):
+        big = parse_segments(serialize_once(1, request(1, ONEWAY, 3000)), 0)[0]
+        with self.assertRaises(FrameTooLarge):
+            greeted(max_frame=2048).take_once(big)
+        self.assertEqual(len(greeted().take_once(big)), 1)

@@ -12,7 +12,18 @@ from protoframe.core.datagram.congestion import NewReno, Pacer
 from protoframe.core.datagram.gate import Gate
 from protoframe.core.datagram.knock import Knock
 from protoframe.core.datagram.mtu import BLACK_HOLE, WARM_UP, PathMTU
-from protoframe.core.datagram.packets import Ack, Initial, Kind, Malformed, Retry, Versions, parse_segments, read_kind
+from protoframe.core.datagram.packets import (
+    Accept,
+    Ack,
+    Initial,
+    Kind,
+    Malformed,
+    Refused,
+    Retry,
+    Versions,
+    parse_segments,
+    read_kind,
+)
 from protoframe.core.datagram.ranges import RangeSet
 from protoframe.core.datagram.recovery import Recovery, SentPacket
 from protoframe.core.datagram.rtt import RoundTrip
@@ -235,3 +246,13 @@ class Knocking(SynchronousTestCase):
     def test_no_common_version_is_told(self):
         with self.assertRaisesRegex(VersionMismatch, "the peer speaks 8 to 9"):
             Knock(7, b"", 0.0).handle(Kind.VERSIONS, Versions(7, 8, 9).serialize(), 0.1)
+
+    def test_what_is_malformed_has_no_effect(self):
+        for kind, datagram in (
+            (Kind.ACCEPT, Accept(7, 0, 77, 1).serialize(b"\x7f\x7f")),
+            (Kind.REFUSED, Refused(7, b"").serialize()),
+            (Kind.VERSIONS, Versions(7, 9, 3).serialize()),
+            (Kind.VERSIONS, Versions(7, 0, 3).serialize()),
+        ):
+            with self.subTest(kind), self.assertRaises(Malformed):
+                Knock(7, b"", 0.0).handle(kind, datagram, 0.1)
