@@ -233,7 +233,7 @@ class Document(SynchronousTestCase):
         self.assertEqual((knock._ROUND_TRIPS, knock._SHORTEST, knock._BACKOFF, knock._LONGEST), (3, 0.02, 1.5, 2))
         self.assertEqual((knock._COPIES, association.AMPLIFICATION), (2, 3))
         self.assertIn(f"There are at most {packets.MOST_RANGES} of them", FLAT)
-        self.assertIn(f"({association.MOST_HELD >> 20} MiB, where each piece counts {inflow._PIECE} octets", FLAT)
+        self.assertIn(f"({association.MOST_HELD >> 20} MiB, where each piece behind a gap counts {inflow._PIECE}", FLAT)
         self.assertIn(f"each unfinished channel {inflow._CHANNEL})", FLAT)
         self.assertIn(f"after {recovery.MAX_ACK_DELAY * 1000:g} ms at the latest", FLAT)
         self.assertIn(f"{association.ACK_EVERY} packets wait for it (2 among the first {association.EARLY},", FLAT)
