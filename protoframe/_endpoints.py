@@ -314,7 +314,7 @@ class Connecting(Generic[P]):
     def close(self) -> Deferred[None]:
         """Ends the conversation in order; fires when the connection is gone.  Calls without an answer fail.
 
-        Where it is not open yet, whoever waits for that gets a `CancelledError`.
+        Where it is not open yet, whoever waits for that gets a ``CancelledError``.
         """
         if self._connection is None:
             if self._attempt is not None:
