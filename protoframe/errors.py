@@ -31,8 +31,10 @@ gateway need not translate them; `pf` exits with 64 plus the number)::
     │   ├── ConnectFailed          no conversation could be opened (also a ConnectionError)
     │   ├── ConnectionLost         the conversation ended before the answer came (also a ConnectionError)
     │   │   ├── KeepaliveTimeout   the other end gave no sign of life
-    │   │   └── WriteTimeout       the other end read nothing of what there was for it
-    │   └── GoingAway              the other end takes no more calls
+    │   │   ├── WriteTimeout       the other end read nothing of what there was for it
+    │   │   └── SessionLost        the server does not know any more whether the call ran
+    │   ├── GoingAway              the other end takes no more calls
+    │   └── TryLater               the handler did nothing, and says when to ask again
     ├── DataLoss              15
     ├── Unauthenticated       16
     └── ProtocolError
@@ -86,11 +88,13 @@ __all__ = [
     "ProtocolError",
     "RemoteProtocolError",
     "ResourceExhausted",
+    "SessionLost",
     "Status",
     "TooManyCalls",
     "TooManyConnections",
     "TooMuchUnfinished",
     "TooMuchUnsent",
+    "TryLater",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
@@ -321,8 +325,22 @@ class WriteTimeout(ConnectionLost):
     """The other end read nothing of what there was for it for too long."""
 
 
+class SessionLost(ConnectionLost):
+    """The connection was lost, and the server does not know any more whether the call ran: it was restarted, say."""
+
+
 class GoingAway(Unavailable):
     """The other end takes no more calls; this one did not run."""
+
+
+class TryLater(Unavailable):
+    """Raised by a handler that has done nothing, and will not for now; the call may be made again after a while.
+
+    It travels from any method, whether its ``raises`` has it or not, and says that the call did not run.
+    """
+
+    retry_after: float = 0.0
+    """Seconds to wait before the call is made again."""
 
 
 class DataLoss(Error):
@@ -408,7 +426,16 @@ BY_STATUS: Mapping[int, type[Error]] = {
 #: The narrower classes that the framework itself sends by name, whatever a method declares.
 BY_NAME: Mapping[str, type[Error]] = {
     cls.__name__: cls
-    for cls in (*BY_STATUS.values(), MessageTooLarge, NestedTooDeep, TooManyCalls, UnknownMethod, GoingAway)
+    for cls in (
+        *BY_STATUS.values(),
+        MessageTooLarge,
+        NestedTooDeep,
+        TooManyCalls,
+        UnknownMethod,
+        GoingAway,
+        SessionLost,
+        TryLater,
+    )
 }
 
 
@@ -417,6 +444,12 @@ def build_error(cls: type[Error], message: str, fields: Mapping[str, Any]) -> Er
     error = cls.__new__(cls)
     error.message = message
     error.__dict__.update(fields)
+    return error
+
+
+def not_run(error: Error) -> Error:
+    """An error of a call that certainly did not run."""
+    error.may_have_run = False
     return error
 
 

@@ -99,6 +99,7 @@ class Conversation:
 
     :ivar state: where the conversation stands.
     :ivar peer: the peer's settings, once its HELLO has come.
+    :ivar was_left: whether the peer has said that it is leaving.
     :ivar traffic: what goes over it; its `events` are what happened and was not polled yet.
     :ivar next_timer: gives the time at which `handle_timer` wants to be called; infinity for never.  It may be earlier
         than anything is due: a timer that finds nothing to do is cheaper than one that is moved at each call.
@@ -118,6 +119,8 @@ class Conversation:
     :param max_result: gives those of the result, or of one item, of a call of this end, by its token.
     :param asks_first: whether the peer's greeting is looked at before this end greets: `Greeted` comes, and `greet`
         opens the conversation.
+    :param session: the secret by which the peer knows this end again, over another connection.
+    :param next_key: see `Hello.next_key`.
     """
 
     def __init__(
@@ -130,6 +133,8 @@ class Conversation:
         max_arguments: Callable[[bytes], int | None] = _unbounded,
         max_result: Callable[[Any], int | None] = _unbounded,
         asks_first: bool = False,
+        session: bytes = b"",
+        next_key: int = 0,
     ) -> None:
         self.state = State.GREETING
         self.peer: Hello | None = None
@@ -160,6 +165,7 @@ class Conversation:
         # Since when the carrier takes no more; None where it does.
         self._blocked: float | None = None
         self._blocked_is_watched = False
+        self.was_left = False
         hello = Hello(
             max_frame=limits.max_frame,
             max_message=limits.max_message,
@@ -169,6 +175,8 @@ class Conversation:
             stream_credit=limits.stream_credit,
             connection_credit=limits.connection_credit,
             token=token,
+            session=session,
+            next_key=next_key,
         )
         self._hello = hello
         self._asks_first = asks_first
@@ -442,6 +450,7 @@ class Conversation:
         self.traffic.events.append(Opened(hello))
 
     def _handle_goaway(self, goaway: GoAway) -> None:
+        self.was_left = True
         if goaway.status:
             self._outgoing.fail_unprocessed(goaway.last_call_id, ConnectionLost, goaway.text)
             lost = ConnectionLost(f"the peer ended the conversation: {goaway.text}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from protoframe.core.frames import ErrorBody, Hello
+from protoframe.core.frames import ErrorBody, Hello, Key
 from protoframe.errors import Error
 
 __all__ = [
@@ -48,7 +48,7 @@ class RequestReceived(msgspec.Struct, gc=False):
     """The peer calls.
 
     Exactly one of `Conversation.respond`, `Conversation.refuse` and, where the flags have STREAM,
-    `Conversation.end_items` is to follow.  The deadline is infinity where there is none.
+    `Conversation.end_items` is to follow.  The deadline is infinity where there is none.  With KEYED it has a key.
     """
 
     call_id: int
@@ -57,6 +57,7 @@ class RequestReceived(msgspec.Struct, gc=False):
     metadata: bytes
     arguments: bytes
     flags: int
+    key: Key | None = None
 
 
 class RequestCancelled(msgspec.Struct, gc=False):

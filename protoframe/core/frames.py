@@ -37,6 +37,7 @@ __all__ = [
     "Frame",
     "GoAway",
     "Hello",
+    "Key",
     "Kind",
     "agree_on_version",
     "parse_count",
@@ -45,9 +46,11 @@ __all__ = [
     "parse_request",
     "serialize_credit",
     "serialize_frame",
+    "serialize_key",
     "serialize_message",
     "serialize_preface",
     "serialize_request",
+    "split_key",
 ]
 
 MAGIC = b"\x89PF\n"
@@ -67,6 +70,9 @@ _ERROR = struct.Struct("!HBH")
 _GOAWAY = struct.Struct("!HQ")
 COUNT = struct.Struct("!H")
 _CREDIT = struct.Struct("!I")
+_KEY = struct.Struct("!QI")
+#: What a key takes in front of the arguments.
+KEY_LENGTH = _KEY.size
 
 #: A deadline is told in milliseconds; the longest is some 49 days.
 LONGEST_REMAINING = 0xFFFFFFFE / 1000
@@ -84,7 +90,9 @@ LONGEST_TEXT = 1024
 #: It is sent before the peer has said which frames it takes.
 LONGEST_HELLO = SMALLEST_FRAME - HEADER.size
 #: What it has room for beside the numbers.
-LONGEST_AGENT_AND_TOKEN = 1850
+LONGEST_AGENT_AND_TOKEN = 1780
+#: Octets of the secret by which a session is known.
+SESSION_LENGTH = 32
 
 
 class Kind(enum.IntEnum):
@@ -123,6 +131,8 @@ class Flag(enum.IntFlag):
     """REQUEST: the caller takes a stream of items as the answer."""
     ONEWAY = 0x20
     """REQUEST: no answer is wanted."""
+    KEYED = 0x40
+    """REQUEST: it has a key, under which its outcome is kept for a caller that has lost the connection."""
 
 
 # The hot paths compare and combine plain integers.
@@ -228,6 +238,8 @@ class Hello(msgspec.Struct, frozen=True):
     :ivar stream_credit: what items of one stream may cost before it has asked for more; 0: it takes no streams.
     :ivar connection_credit: the same, of all streams together.
     :ivar token: a secret that shows who sends it.
+    :ivar session: a secret by which whoever takes calls knows the sender again, over another connection; or nothing.
+    :ivar next_key: no call of the session that was sent has this key, or one above it.
     """
 
     max_frame: int
@@ -238,9 +250,11 @@ class Hello(msgspec.Struct, frozen=True):
     stream_credit: int = 0
     connection_credit: int = 0
     token: str = ""
+    session: bytes = b""
+    next_key: int = 0
 
     def __repr__(self) -> str:
-        # What is logged, or shown by a failing test, must not have the token.
+        # What is logged, or shown by a failing test, must not have the secrets.
         return f"<Hello of {self.agent or 'a peer'}>"
 
     def check(self) -> None:
@@ -261,10 +275,17 @@ class Hello(msgspec.Struct, frozen=True):
             credit = getattr(self, name)
             if not 0 <= credit < 1 << 31:
                 raise RemoteProtocolError(f"HELLO: {name} is {credit}, not 0 to {(1 << 31) - 1}")
+        if len(self.session) not in (0, SESSION_LENGTH):
+            raise RemoteProtocolError(f"HELLO: session has {len(self.session)} octets, not {SESSION_LENGTH}")
+        if not 0 <= self.next_key < 1 << 63:
+            raise RemoteProtocolError(f"HELLO: next_key is {self.next_key}, not 0 to {(1 << 63) - 1}")
 
     def serialize(self) -> bytes:
         """The payload of a HELLO frame."""
-        return msgspec.msgpack.encode(self)
+        settings = msgspec.structs.asdict(self)
+        if not self.session:
+            del settings["session"], settings["next_key"]
+        return msgspec.msgpack.encode(settings)
 
     @classmethod
     def parse(cls, payload: bytes) -> Hello:
@@ -315,6 +336,35 @@ def parse_request(message: bytes) -> tuple[float, bytes, bytes, bytes]:
         raise RemoteProtocolError(f"REQUEST: {name} octets of name and {metadata} of metadata in {len(message)}")
     remaining = milliseconds / 1000 if milliseconds != NO_DEADLINE else math.inf
     return remaining, message[8:after_name], message[after_name:after_metadata], message[after_metadata:]
+
+
+class Key(NamedTuple):
+    """What a call with KEYED is known by in its session.
+
+    :ivar number: given to no other call of the session.
+    :ivar unsettled: the lowest number of a call of which the caller still wants to know the outcome.
+    """
+
+    number: int
+    unsettled: int
+
+
+def serialize_key(key: Key) -> bytes:
+    """What stands in front of the arguments of a REQUEST with KEYED: u64 number, u32 how far below `unsettled` is."""
+    return _KEY.pack(key.number, min(key.number - key.unsettled, 0xFFFFFFFF))
+
+
+def split_key(arguments: bytes) -> tuple[Key, bytes]:
+    """The key, and what the method is given.
+
+    :raises RemoteProtocolError: there is no key.
+    """
+    if len(arguments) < KEY_LENGTH:
+        raise RemoteProtocolError(f"REQUEST: {len(arguments)} octets are too few for a key")
+    number, back = _KEY.unpack_from(arguments)
+    if back > number:
+        raise RemoteProtocolError(f"REQUEST: key {number} has no {back} before it")
+    return Key(number, number - back), arguments[KEY_LENGTH:]
 
 
 def parse_first_part(part: bytes, total: int) -> tuple[float, bytes, int]:

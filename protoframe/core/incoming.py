@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from protoframe.core.events import RequestCancelled, RequestReceived
 from protoframe.core.floods import Allowance
-from protoframe.core.frames import ErrorBody, Flag, Kind, parse_first_part, parse_request
+from protoframe.core.frames import KEY_LENGTH, ErrorBody, Flag, Key, Kind, parse_first_part, parse_request, split_key
 from protoframe.core.limits import Limits
 from protoframe.core.traffic import Traffic
 from protoframe.errors import (
@@ -35,6 +35,8 @@ _ITEMS = int(Flag.ITEMS)
 _STREAM = int(Flag.STREAM)
 _STREAMS = _ITEMS | _STREAM
 _ONEWAY = int(Flag.ONEWAY)
+_KEYED = int(Flag.KEYED)
+_SPECIAL = _ONEWAY | _KEYED
 
 
 class IncomingCalls:
@@ -182,8 +184,11 @@ class IncomingCalls:
         if call_id in self.running:
             raise RemoteProtocolError(f"REQUEST: call {call_id} is open already")
         remaining, method, metadata, arguments = parse_request(message)
-        if flags & _ONEWAY and flags & _STREAMS:
-            raise RemoteProtocolError(f"REQUEST: ONEWAY, and streams, of call {call_id}")
+        key: Key | None = None
+        if flags & _SPECIAL:
+            self._check_flags(flags, call_id)
+            if flags & _KEYED:
+                key, arguments = split_key(arguments)
         if flags or not remaining or len(arguments) > self._max_message or len(self.running) >= self._max_calls:
             if not self._take_slot(flags, call_id, remaining, len(arguments), self._max_message):
                 return
@@ -194,16 +199,19 @@ class IncomingCalls:
                 self.last = call_id
         if flags & _STREAMS:
             self._traffic.open_streams(call_id, ours=flags & _STREAM, theirs=flags & _ITEMS)
-        self._traffic.events.append(RequestReceived(call_id, method, begun + remaining, metadata, arguments, flags))
+        self._traffic.events.append(
+            RequestReceived(call_id, method, begun + remaining, metadata, arguments, flags, key)
+        )
 
     def begin_request(self, flags: int, call_id: int, total: int, part: bytes) -> bool:
         """The first part of a call came; whether the rest is wanted.  Where it is not, the refusal is sent."""
         self._check_id("REQUEST", call_id)
         if call_id in self.running:
             raise RemoteProtocolError(f"REQUEST: call {call_id} is open already")
-        if flags & _ONEWAY and flags & _STREAMS:
-            raise RemoteProtocolError(f"REQUEST: ONEWAY, and streams, of call {call_id}")
+        self._check_flags(flags, call_id)
         remaining, method, length = parse_first_part(part, total)
+        if flags & _KEYED:
+            length = max(0, length - KEY_LENGTH)
         if not self.is_open:
             self.handle_late_request(flags, call_id)
             return False
@@ -213,6 +221,13 @@ class IncomingCalls:
             return False
         self.suspend(call_id, self._traffic.now + remaining)
         return True
+
+    def _check_flags(self, flags: int, call_id: int) -> None:
+        """Whether flags go together."""
+        if flags & _ONEWAY and flags & _STREAMS:
+            raise RemoteProtocolError(f"REQUEST: ONEWAY, and streams, of call {call_id}")
+        if flags & _KEYED and flags & (_ONEWAY | _STREAMS):
+            raise RemoteProtocolError(f"REQUEST: a key, and streams or ONEWAY, of call {call_id}")
 
     def _take_slot(self, flags: int, call_id: int, remaining: float, length: int, most: int) -> bool:
         """Whether a call may be served; where it may not, the refusal is sent."""

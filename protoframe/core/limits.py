@@ -50,6 +50,10 @@ class Limits:
     :param handshake_timeout: from the connection to the peer's HELLO; above 0.
     :param frame_timeout: from the first byte of a frame to its last; above 0.
     :param close_timeout: from asking for a connection's end to cutting it off; above 0.
+    :param max_sessions: clients of which a server keeps account beyond their connections; 1 to 10,000,000.
+    :param max_replies: what is kept for them of the answers to their calls, all together; 0 to 1 TiB.
+    :param session_retention: from the loss of a client's connection until what is kept for it goes; above 0.  The
+        default is the lifetime of an exchange in RFC 7252, section 4.8.2.
     :param default_timeout: the deadline of a call that has none; above 0.
     :raises ValueError: a value is out of its bounds; the text names it.
     :raises TypeError: a value is no number of the right kind.
@@ -77,6 +81,9 @@ class Limits:
     handshake_timeout: float = 10.0
     frame_timeout: float = 30.0
     close_timeout: float = 5.0
+    max_sessions: int = 10_000
+    max_replies: int = 64 * MIB
+    session_retention: float = 247.0
     default_timeout: float = 10.0
 
     def __post_init__(self) -> None:
@@ -93,6 +100,8 @@ class Limits:
         _integer("max_unread", self.max_unread, 0, 1024 * 1024 * MIB)
         _integer("cancel_burst", self.cancel_burst, 1, 1_000_000)
         _integer("ping_burst", self.ping_burst, 1, 1_000_000)
+        _integer("max_sessions", self.max_sessions, 1, 10_000_000)
+        _integer("max_replies", self.max_replies, 0, 1024 * 1024 * MIB)
         for name in (
             "cancel_rate",
             "ping_rate",
@@ -103,6 +112,7 @@ class Limits:
             "handshake_timeout",
             "frame_timeout",
             "close_timeout",
+            "session_retention",
             "default_timeout",
         ):
             _above_zero(name, getattr(self, name))

@@ -14,7 +14,7 @@ import msgspec
 
 from protoframe.core.events import CallFailed, CreditReceived, ErrorReceived, ResponseReceived
 from protoframe.core.floods import Allowance
-from protoframe.core.frames import LONGEST_METADATA, LONGEST_METHOD, ErrorBody, Flag, Kind
+from protoframe.core.frames import LONGEST_METADATA, LONGEST_METHOD, ErrorBody, Flag, Key, Kind, serialize_key
 from protoframe.core.limits import Limits
 from protoframe.core.traffic import Traffic
 from protoframe.errors import (
@@ -28,6 +28,7 @@ from protoframe.errors import (
     RemoteProtocolError,
     TooManyCalls,
     Unimplemented,
+    not_run,
 )
 
 __all__ = ["OutgoingCalls"]
@@ -38,6 +39,7 @@ _ITEMS = int(Flag.ITEMS)
 _STREAM = int(Flag.STREAM)
 _STREAMS = _ITEMS | _STREAM
 _ONEWAY = int(Flag.ONEWAY)
+_KEYED = int(Flag.KEYED)
 
 # How often this end tells the peer that nobody waits for an answer: less often than a peer takes for a flood
 # (`Limits.cancel_burst`).  Of a deadline that passed the peer knows itself: to be told only saves it some work, and
@@ -114,6 +116,7 @@ class OutgoingCalls:
         now: float,
         metadata: bytes = b"",
         flags: int = 0,
+        key: Key | None = None,
     ) -> int:
         """Calls the peer, or lines the call up where all its slots are taken; returns the call's id.
 
@@ -123,6 +126,7 @@ class OutgoingCalls:
 
         :param deadline: when the call fails if it has no answer by then, in the conversation's time; infinity: never.
         :param flags: JSON, ITEMS, STREAM, ONEWAY.
+        :param key: what the call is known by in its session, where it is to outlive the connection.
         :raises Unimplemented: the call has streams, and the peer takes none.
         :raises GoingAway: the conversation takes no new calls.
         :raises MessageTooLarge: the arguments are more than the peer takes.
@@ -140,8 +144,11 @@ class OutgoingCalls:
         traffic.now = now
         if len(arguments) > traffic.max_message:
             text = f"the arguments are {len(arguments)} bytes, and the peer takes {traffic.max_message}"
-            raise _not_run(MessageTooLarge(text))
+            raise not_run(MessageTooLarge(text))
         call_id = self._next_id
+        if key is not None:
+            flags |= _KEYED
+            arguments = serialize_key(key) + arguments
         if flags & _ONEWAY:
             if flags & _STREAMS:
                 raise LocalProtocolError("a call without an answer has no streams")
@@ -149,10 +156,10 @@ class OutgoingCalls:
             traffic.outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
             return call_id
         if flags & _STREAMS and not self.takes_streams:
-            raise _not_run(Unimplemented("the peer takes no streams"))
+            raise not_run(Unimplemented("the peer takes no streams"))
         if len(self.pending) >= self.slots:
             if len(self.waiting) >= self._max_waiting:
-                raise _not_run(TooManyCalls(f"{len(self.waiting)} calls wait for a slot already"))
+                raise not_run(TooManyCalls(f"{len(self.waiting)} calls wait for a slot already"))
             self.waiting[call_id] = _Waiting(call_id, method, metadata, arguments, deadline, flags)
         else:
             traffic.outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
@@ -252,7 +259,7 @@ class OutgoingCalls:
         if self.waiting.pop(call_id, None) is not None or not (begun or asked):
             # Nothing of it was sent.
             self.settle(call_id)
-            traffic.events.append(CallFailed(token, _not_run(error)))
+            traffic.events.append(CallFailed(token, not_run(error)))
             self._settled()
             return
         if not asked:
@@ -297,7 +304,7 @@ class OutgoingCalls:
         for call_id in failed:
             token = self.settle(call_id)
             if token is not None:
-                self._traffic.events.append(CallFailed(token, _not_run(error(text))))
+                self._traffic.events.append(CallFailed(token, not_run(error(text))))
 
     def end(self, error: Error | None) -> None:
         """The conversation is over; to be called while what was not sent is still in line."""
@@ -328,12 +335,7 @@ class OutgoingCalls:
 
     def _not_open(self) -> Error:
         if self._traffic.is_closed:
-            return _not_run(ConnectionLost("the connection is closed"))
+            return not_run(ConnectionLost("the connection is closed"))
         if self._traffic.is_ending:
-            return _not_run(GoingAway("the conversation is ending and takes no new calls"))
-        return _not_run(LocalProtocolError("the conversation is not open yet"))
-
-
-def _not_run(error: Error) -> Error:
-    error.may_have_run = False
-    return error
+            return not_run(GoingAway("the conversation is ending and takes no new calls"))
+        return not_run(LocalProtocolError("the conversation is not open yet"))

@@ -64,9 +64,13 @@ def write(meaning: dict[str, Any]) -> bytes:
         milliseconds = meaning["remaining_ms"]
         remaining = math.inf if milliseconds is None else milliseconds / 1000
         metadata = msgspec.msgpack.encode(meaning["metadata"]) if meaning["metadata"] else b""
-        payload = serialize_request(remaining, meaning["method"].encode(), metadata, encode(meaning["arguments"]))
+        arguments = encode(meaning["arguments"])
+        if "key" in meaning:
+            arguments = frames.serialize_key(frames.Key(**meaning["key"])) + arguments
+        payload = serialize_request(remaining, meaning["method"].encode(), metadata, arguments)
     elif kind is Kind.HELLO:
-        payload = Hello(**meaning["settings"]).serialize()
+        settings = meaning["settings"]
+        payload = Hello(**settings | {"session": bytes.fromhex(settings.get("session", ""))}).serialize()
     elif kind is Kind.RESPONSE:
         payload = encode(meaning["result"])
     elif kind is Kind.ERROR:
@@ -92,10 +96,17 @@ def read(kind: int, flags: int, call_id: int, payload: bytes) -> dict[str, Any]:
     }
     decode = decoder(meaning)
     if kind == Kind.HELLO:
-        meaning["settings"] = msgspec.structs.asdict(Hello.parse(payload))
+        meaning["settings"] = {
+            name: value.hex() if isinstance(value, bytes) else value
+            for name, value in msgspec.structs.asdict(Hello.parse(payload)).items()
+            if name not in ("session", "next_key") or value
+        }
     elif kind == Kind.REQUEST:
         remaining, method, metadata, arguments = frames.parse_request(payload)
         meaning["remaining_ms"] = None if remaining == math.inf else round(remaining * 1000)
+        if flags & Flag.KEYED:
+            key, arguments = frames.split_key(arguments)
+            meaning["key"] = key._asdict()
         meaning |= {"method": method.decode(), "arguments": decode(arguments)}
         meaning["metadata"] = msgspec.msgpack.decode(metadata) if metadata else {}
     elif kind == Kind.RESPONSE:
@@ -355,10 +366,25 @@ class Bodies(SynchronousTestCase):
                 "max_message": (1 << 31) - 1,
                 "max_unfinished": (1 << 64) - 1,
                 "max_calls": (1 << 32) - 1,
+                "session": bytes(32),
+                "next_key": (1 << 63) - 1,
             },
         ):
             hello = Hello(**settings)
             self.assertEqual(Hello.parse(hello.serialize()), hello)
+
+    def test_a_session_out_of_its_bounds_is_refused(self):
+        for settings in ({"session": b"short"}, {"session": bytes(33)}, {"session": bytes(32), "next_key": -1}):
+            payload = msgspec.msgpack.encode(msgspec.structs.asdict(Hello(2048, 1, 1, 0)) | settings)
+            self.assertRaises(RemoteProtocolError, Hello.parse, payload)
+
+    def test_a_key_is_read_as_it_was_written_or_refused(self):
+        for key in (frames.Key(0, 0), frames.Key(7, 3), frames.Key((1 << 63) - 1, (1 << 63) - 2)):
+            self.assertEqual(frames.split_key(frames.serialize_key(key) + b"rest"), (key, b"rest"))
+        far = frames.Key(1 << 40, 1)
+        self.assertLess(far.unsettled, frames.split_key(frames.serialize_key(far))[0].unsettled)
+        for octets in (b"", bytes(11), bytes(11) + b"\1"):
+            self.assertRaises(RemoteProtocolError, frames.split_key, octets)
 
     def test_settings_that_are_not_known_are_ignored(self):
         hello = Hello(max_frame=2048, max_message=1, max_unfinished=1, max_calls=0)

@@ -19,6 +19,8 @@ BOUNDS = {
     "max_unread": (0, 1 << 40),
     "cancel_burst": (1, 1_000_000),
     "ping_burst": (1, 1_000_000),
+    "max_sessions": (1, 10_000_000),
+    "max_replies": (0, 1 << 40),
 }
 #: What must not be below another.
 ROOM = {"max_unfinished": 1 << 30, "max_unsent": 1 << 30, "connection_credit": 1 << 30}
@@ -30,6 +32,7 @@ TIMES = (
     "handshake_timeout",
     "frame_timeout",
     "close_timeout",
+    "session_retention",
     "default_timeout",
 )
 RATES = ("cancel_rate", "ping_rate")

@@ -48,7 +48,8 @@ def rows(heading):
 
 
 def types_of(cls):
-    return {field.name: field.type.__name__ for field in msgspec.structs.fields(cls)}
+    # As msgpack calls them.
+    return {field.name: {bytes: "bin"}.get(field.type, field.type.__name__) for field in msgspec.structs.fields(cls)}
 
 
 def defaults_of(cls):
