@@ -19,7 +19,7 @@ help:
 	@echo "make venv      an environment for development, in $(VENV)"
 	@echo "make test      all tests"
 	@echo "make quality   lint, format, types, documentation"
-	@echo "make bench     calls a second beside AMP, aiocoap and raw echoes, items beside grpc.aio"
+	@echo "make bench     calls a second beside AMP, aiocoap and raw echoes, items beside grpc.aio, outages"
 	@echo "make soak      the tests of chance and of hostile datagrams for many minutes"
 	@echo "make lossy     calls over a link that loses packets; needs root, ip and iptables"
 	@echo "make docs      the documentation, in docs/_build/html"
@@ -50,8 +50,10 @@ test: $(INSTALLED)
 # As much more of what is left to chance as one has patience for.
 soak: export PROTOFRAME_SEEDS ?= 5000
 soak: export PROTOFRAME_DATAGRAMS ?= 1000000
+soak: export PROTOFRAME_KILLS ?= 20
 soak: $(INSTALLED)
-	$(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/test_seeds.py tests/test_datagrams_hostile.py
+	$(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/test_seeds.py tests/test_client_seeds.py tests/test_client_processes.py \
+		tests/test_datagrams_hostile.py
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -64,6 +66,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/datagrams.py
 	$(BIN)/python benchmarks/streams.py
+	$(BIN)/python benchmarks/outages.py
 
 # 77 says that there can be no network of its own here.
 lossy: $(INSTALLED)

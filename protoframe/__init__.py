@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from protoframe._version import __version__
 
 if TYPE_CHECKING:
+    from protoframe._client import Client, ClientState
     from protoframe._connection import Connection
     from protoframe._context import Call, current_call, metadata, timeout
     from protoframe._endpoints import Connecting, ListeningPort, connect, listen
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         TokenAuthenticator,
     )
     from protoframe.core.limits import Limits
+    from protoframe.core.retry import Backoff, RetryPolicy
     from protoframe.errors import (
         Aborted,
         AlreadyExists,
@@ -60,11 +62,13 @@ if TYPE_CHECKING:
         ProtocolError,
         RemoteProtocolError,
         ResourceExhausted,
+        SessionLost,
         Status,
         TooManyCalls,
         TooManyConnections,
         TooMuchUnfinished,
         TooMuchUnsent,
+        TryLater,
         Unauthenticated,
         Unavailable,
         Unimplemented,
@@ -77,10 +81,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Backoff",
     "Call",
     "CancelFlood",
     "Cancelled",
     "CertificateAuthenticator",
+    "Client",
+    "ClientState",
     "ConnectFailed",
     "Connecting",
     "Connection",
@@ -120,6 +127,8 @@ __all__ = [
     "ProtocolError",
     "RemoteProtocolError",
     "ResourceExhausted",
+    "RetryPolicy",
+    "SessionLost",
     "Shown",
     "Status",
     "Token",
@@ -128,6 +137,7 @@ __all__ = [
     "TooManyConnections",
     "TooMuchUnfinished",
     "TooMuchUnsent",
+    "TryLater",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
@@ -144,8 +154,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Backoff": "core.retry",
     "Call": "_context",
     "CertificateAuthenticator": "authentication",
+    "Client": "_client",
+    "ClientState": "_client",
     "Connecting": "_endpoints",
     "Connection": "_connection",
     "Factory": "_factory",
@@ -159,6 +172,7 @@ _HOMES = {
     "LogCalls": "interceptors",
     "MeterCalls": "interceptors",
     "Protocol": "_protocol",
+    "RetryPolicy": "core.retry",
     "Shown": "authentication",
     "Token": "authentication",
     "TokenAuthenticator": "authentication",

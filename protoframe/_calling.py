@@ -29,7 +29,7 @@ from protoframe.core.events import (
     ResponseReceived,
     StopReceived,
 )
-from protoframe.core.frames import COUNT, ErrorBody, Flag
+from protoframe.core.frames import COUNT, ErrorBody, Flag, Key
 from protoframe.core.limits import Limits
 from protoframe.core.schema import ErrorType, RequestOptions, error_type, invalid_value
 from protoframe.core.untrusted import Bounds, check_json, check_msgpack
@@ -43,11 +43,12 @@ from protoframe.errors import (
     InvalidResponse,
     MessageTooLarge,
     TooManyCalls,
+    not_run,
     unknown_error,
 )
 from protoframe.interceptors import InterceptedCall, Interceptor, run
 
-__all__ = ["CallCancelled", "Caller", "JSONMethod", "JSONStream", "PendingCall", "PendingStream", "failed", "not_run"]
+__all__ = ["CallCancelled", "Caller", "JSONMethod", "JSONStream", "PendingCall", "PendingStream", "failed"]
 
 _log = Logger(namespace="protoframe.calling")
 
@@ -156,6 +157,10 @@ class PendingCall(msgspec.Struct):
         else:
             fire_in(self.around, self.deferred.callback, result)
 
+    def lost(self, error: BaseException) -> None:
+        """The connection is lost before there was an answer."""
+        self.fail(error)
+
     def fail(self, error: BaseException) -> None:
         """The call has none."""
         if self.deferred.called:
@@ -180,6 +185,10 @@ class PendingStream(msgspec.Struct):
             self.inlets.end(self.call_id)
         else:
             self.fail(InvalidResponse(f"{self.method.full_name} answered with a value, and a stream was declared"))
+
+    def lost(self, error: BaseException) -> None:
+        """The connection is lost before the stream has ended."""
+        self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """The stream ends with an error."""
@@ -213,41 +222,13 @@ def read_error(method: Callee, body: ErrorBody, max_nesting: int) -> Error:
     return unknown_error(status, name, text, fields)
 
 
-class Caller:
-    """Makes the calls of one end of a conversation.
+class Interceptable:
+    """What makes calls, around each of which something may run.
 
-    :param conversation: where they go, and their answers come from.
-    :param limits: of this end.
-    :param clock: gives the time.
-    :param outlets: the streams that this end sends.
-    :param inlets: those that come.
-    :param wake: called when there is something to send.
-    :param settle: called to have outcomes that are known by now told at once.
-    :ivar oneway: calls that want no answer and are not sent yet.
-    :ivar is_intercepted: whether something runs around each call: then it is made by `make_intercepted`.
+    :ivar is_intercepted: whether anything does: then calls are made by `make_intercepted`.
     """
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        limits: Limits,
-        clock: Callable[[], float],
-        outlets: Outlets,
-        inlets: Inlets,
-        wake: Callable[[], None],
-        settle: Callable[[], None],
-    ) -> None:
-        self._conversation = conversation
-        self._max_nesting = limits.max_nesting
-        self._default_timeout = limits.default_timeout
-        self._max_oneway = limits.max_waiting
-        self._clock = clock
-        self._outlets = outlets
-        self._inlets = inlets
-        self._wake = wake
-        self._settle = settle
-        self._senders: dict[int, tuple[Outlet, RunningHandler]] = {}
-        self.oneway: list[tuple[Deferred[None], Scope]] = []
+    def __init__(self) -> None:
         self.is_intercepted = False
         self._interceptors: Sequence[Interceptor] = ()
         self._seen: tuple[Any, str, Callable[[], Any]] = (None, "", lambda: None)
@@ -263,6 +244,80 @@ class Caller:
         self.is_intercepted = True
         self._interceptors = interceptors
         self._seen = (address, where, identity)
+
+    def make_intercepted(self, method: Callee, arguments: Any, innermost: Callable[[], Any]) -> Deferred[Any]:
+        """Makes a call as the interceptors of this end have it.
+
+        :param arguments: what they see of them.
+        :param innermost: makes the call itself.
+        """
+        metadata = scope.get().metadata
+        address, where, identity = self._seen
+        call = InterceptedCall(
+            method=method.full_name,
+            incoming=False,
+            arguments=arguments,
+            address=address,
+            identity=identity(),
+            metadata=decode_metadata(metadata) if metadata else NO_METADATA,
+            where=where,
+            streams=method.items is not None,
+        )
+        return Deferred.fromCoroutine(run(self._interceptors, call, innermost))
+
+
+def seconds_of(method: Callee, around: Scope, default: float) -> float:
+    """The seconds that a call may take; infinity for as long as it likes.
+
+    :param default: where nobody says.
+    :raises DeadlineExceeded: there are none left.
+    """
+    if around.deadline is not None:
+        seconds = around.deadline - around.clock()
+        if seconds <= 0:
+            raise not_run(DeadlineExceeded("the deadline had passed before the call was made"))
+        return seconds
+    if method.options.timeout is not None:
+        return method.options.timeout
+    # A stream goes on for as long as somebody takes it.
+    return math.inf if method.flags & _STREAMS else default
+
+
+class Caller(Interceptable):
+    """Makes the calls of one end of a conversation.
+
+    :param conversation: where they go, and their answers come from.
+    :param limits: of this end.
+    :param clock: gives the time.
+    :param outlets: the streams that this end sends.
+    :param inlets: those that come.
+    :param wake: called when there is something to send.
+    :param settle: called to have outcomes that are known by now told at once.
+    :ivar oneway: calls that want no answer and are not sent yet.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        limits: Limits,
+        clock: Callable[[], float],
+        outlets: Outlets,
+        inlets: Inlets,
+        wake: Callable[[], None],
+        settle: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._conversation = conversation
+        self._max_nesting = limits.max_nesting
+        self._default_timeout = limits.default_timeout
+        self._max_oneway = limits.max_waiting
+        self._clock = clock
+        self._outlets = outlets
+        self._inlets = inlets
+        self._wake = wake
+        self._settle = settle
+        self._senders: dict[int, tuple[Outlet, RunningHandler]] = {}
+        self.oneway: list[tuple[Deferred[None], Scope]] = []
 
     def call(self, method: Callee, arguments: bytes, sent: Any = None) -> Deferred[Any]:
         """Calls a method of the other end, with its encoded arguments.
@@ -320,26 +375,6 @@ class Caller:
         self.oneway.append((deferred, scope.get()))
         return deferred
 
-    def make_intercepted(self, method: Callee, arguments: Any, innermost: Callable[[], Any]) -> Deferred[Any]:
-        """Makes a call as the interceptors of this end have it.
-
-        :param arguments: what they see of them.
-        :param innermost: makes the call itself.
-        """
-        metadata = scope.get().metadata
-        address, where, identity = self._seen
-        call = InterceptedCall(
-            method=method.full_name,
-            incoming=False,
-            arguments=arguments,
-            address=address,
-            identity=identity(),
-            metadata=decode_metadata(metadata) if metadata else NO_METADATA,
-            where=where,
-            streams=method.items is not None,
-        )
-        return Deferred.fromCoroutine(run(self._interceptors, call, innermost))
-
     def _request(self, method: Callee, arguments: bytes, call: Any, around: Scope) -> int:
         """Makes a call; its id.
 
@@ -353,20 +388,32 @@ class Caller:
             text = f"the arguments are {len(arguments)} bytes, and max_size is {options.max_size}"
             raise not_run(MessageTooLarge(text))
         now = self._clock()
-        if around.deadline is not None:
-            seconds = around.deadline - around.clock()
-            if seconds <= 0:
-                raise not_run(DeadlineExceeded("the deadline had passed before the call was made"))
-        elif options.timeout is not None:
-            seconds = options.timeout
-        else:
-            # A stream goes on for as long as somebody takes it.
-            seconds = math.inf if method.flags & _STREAMS else self._default_timeout
+        seconds = seconds_of(method, around, self._default_timeout)
         call_id = self._conversation.request(
             method.wire_name, arguments, call, now + seconds, now, around.metadata, method.flags
         )
         self._wake()
         return call_id
+
+    def make_kept(self, call: PendingCall, arguments: bytes, metadata: bytes, deadline: float, key: Key) -> None:
+        """Makes a call of the session, for the first time or again.
+
+        :param deadline: in the time of the conversation.
+        :raises Error: it cannot be made.
+        """
+        method = call.method
+        max_size = method.options.max_size
+        if max_size is not None and len(arguments) > max_size:
+            raise not_run(MessageTooLarge(f"the arguments are {len(arguments)} bytes, and max_size is {max_size}"))
+        call.call_id = self._conversation.request(
+            method.wire_name, arguments, call, deadline, self._clock(), metadata, method.flags, key
+        )
+        self._wake()
+
+    def give_up(self, call: PendingCall, error: Error) -> None:
+        """Ends such a call with an error, unless it has its outcome."""
+        self._conversation.cancel(call.call_id, error)
+        self._settle()
 
     def _cancel(self, deferred: Deferred[Any]) -> None:
         # `CallFailed` fires the Deferred, unless the call has an outcome by now that is about to be told.
@@ -407,7 +454,10 @@ class Caller:
         """A call failed here, without an answer."""
         call: PendingCall | PendingStream = event.token
         self._stop_sending(call.call_id)
-        call.fail(event.error)
+        if isinstance(event.error, ConnectionLost):
+            call.lost(event.error)
+        else:
+            call.fail(event.error)
 
     def stopped(self, event: StopReceived) -> None:
         """What serves a call takes no more of the stream that goes with it."""
@@ -462,12 +512,6 @@ class Caller:
             outlet, running = sender
             outlet.abandon()
             running.cancel()
-
-
-def not_run(error: Error) -> Error:
-    """An error of a call that certainly did not run."""
-    error.may_have_run = False
-    return error
 
 
 def failed(error: Error) -> Deferred[Any]:

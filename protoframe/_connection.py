@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from protoframe._calling import Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed, not_run
+from protoframe._calling import Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed
 from protoframe._clock import Timer, call_later, clock_of, watch_steps
 from protoframe._context import NOWHERE, run_nowhere, scope
 from protoframe._inlets import Inlets, Stream
@@ -29,6 +29,7 @@ from protoframe._pings import Pings
 from protoframe._protocol import Protocol
 from protoframe._proxy import proxy_class
 from protoframe._serving import MethodTable, Server
+from protoframe._sessions import Keeper
 from protoframe._tls import describe_tls_failure
 from protoframe.authentication import Authenticator, Identity, Shown, certificate_identity, identify
 from protoframe.core.conversation import Conversation
@@ -62,6 +63,7 @@ from protoframe.errors import (
     TooMuchUnsent,
     Unauthenticated,
     WriteTimeout,
+    not_run,
 )
 from protoframe.interceptors import Interceptor
 
@@ -134,6 +136,9 @@ class Connection:
     :param authenticator: finds out who the peer is; without one, everybody is let in.
     :param anonymous: whether a peer is let in that shows nothing which the authenticator looks at.
     :param interceptors: what runs around each call that is made or served here, the outermost first.
+    :param keeper: keeps what outlives a connection, for peers that have a session.
+    :param session: the secret by which the peer knows this end again, over another connection.
+    :param next_key: no call of the session that was sent has this key, or one above it.
     :ivar calls: what makes the calls of this end; proxies call it.
     :ivar address: the peer's.
     :ivar where: the same, as a text.
@@ -156,6 +161,9 @@ class Connection:
         authenticator: Authenticator | None = None,
         anonymous: bool = False,
         interceptors: Sequence[Interceptor] = (),
+        keeper: Keeper | None = None,
+        session: bytes = b"",
+        next_key: int = 0,
     ) -> None:
         self.address = address
         self.where = _where(address)
@@ -177,6 +185,8 @@ class Connection:
             lambda name: table[name][0].options.max_size if name in table else None,
             lambda call: call.method.options.max_size,
             authenticator is not None,
+            session,
+            next_key,
         )
         self._conversation.outbox.is_confirmed = carrier.is_confirming
         self._outlets = Outlets(self._conversation, self._clock, self._schedule)
@@ -202,7 +212,9 @@ class Connection:
             self._inlets,
             interceptors,
             self._schedule,
+            keeper,
         )
+        self._keeper = keeper
         if interceptors:
             self.calls.intercept(interceptors, address, self.where, lambda: self._server.identity)
         self._pings = Pings(reactor, self._clock, limits.default_timeout)
@@ -248,6 +260,11 @@ class Connection:
     def is_open(self) -> bool:
         """Whether the peer has greeted, and the conversation is not over."""
         return self._made and self._conversation.state is not _CLOSED
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether it is open, and neither end has said that it is leaving."""
+        return self._made and self._conversation.state is State.OPEN
 
     @property
     def closed(self) -> Deferred[None]:
@@ -310,6 +327,7 @@ class Connection:
 
     def _stop_draining(self) -> None:
         self._conversation.end(None)
+        self._leave_session(for_good=True)
         self._transmit()
 
     def close(self) -> Deferred[None]:
@@ -375,6 +393,7 @@ class Connection:
         self._conversation.end(ConnectionLost(_reason(reason)))
         self._over = True
         self._transmit()
+        self._leave_session(for_good=self._conversation.was_left)
         if self._wake is not None:
             self._wake.cancel()
         for timer in (self._timer, self._close_timer, self._drain_timer):
@@ -398,6 +417,19 @@ class Connection:
         for done in waiting:
             if not done.called:
                 done.callback(None)
+
+    def superseded(self) -> None:
+        """The peer is here again, over another connection: it does not use this one any more."""
+        self._carrier.abort()
+
+    def _leave_session(self, *, for_good: bool) -> None:
+        session, self._server.session = self._server.session, None
+        if session is None or self._keeper is None:
+            return
+        if for_good:
+            self._keeper.end(session)
+        else:
+            self._keeper.left(session, self)
 
     # The heart.
 
@@ -601,7 +633,7 @@ class Connection:
         self._conversation.end(error)
         self._schedule()
 
-    def _open(self, _: Opened) -> None:
+    def _open(self, event: Opened) -> None:
         self._made = True
         if self._authenticator is None:
             certificate = self._carrier.certificate()
@@ -609,6 +641,11 @@ class Connection:
                 # One that has no name is nobody's.
                 with suppress(Unauthenticated):
                     self._server.identity = certificate_identity(certificate)
+        hello = event.hello
+        if hello.session and self._keeper is not None:
+            # A secret is of use to nobody but whom it was seen with.
+            name = (getattr(self._server.identity, "name", None), hello.session)
+            self._server.session = self._keeper.open(name, hello.next_key, self)
         for protocol in self.protocols:
             try:
                 protocol.connectionMade()

@@ -133,6 +133,16 @@ def timeout(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
+def ask_for(seconds: float, clock: Callable[[], float]) -> Iterator[None]:
+    """Gives calls made in the block so many seconds, by a clock, whatever surrounds it."""
+    token = scope.set(Scope(clock, clock() + seconds))
+    try:
+        yield
+    finally:
+        scope.reset(token)
+
+
+@contextmanager
 def metadata(**entries: str) -> Iterator[None]:
     """Sends entries, names and texts, with every call made in the block; a block within another adds to them.
 

@@ -39,6 +39,7 @@ from protoframe._datagram import DatagramCarrier
 from protoframe._datagram_endpoints import client_of_udp, is_udp, server_of_udp
 from protoframe._factory import AGENT, Factory, method_table
 from protoframe._protocol import Protocol
+from protoframe._proxy import proxy_class
 from protoframe._stream import StreamCarrier
 from protoframe._tls import client_endpoint_of, describe_tls_failure, is_tls_client, is_tls_server, server_endpoint_of
 from protoframe.authentication import Token
@@ -174,8 +175,12 @@ class _ClientFactory(ClientFactory):
         serving: list[Protocol[Any]],
         token: Token | None = None,
         interceptors: tuple[Interceptor, ...] = (),
+        session: bytes = b"",
+        next_key: int = 0,
     ) -> None:
         self._reactor = reactor
+        self._session = session
+        self._next_key = next_key
         self._token = token
         self._interceptors = interceptors
         self._limits = limits
@@ -197,6 +202,8 @@ class _ClientFactory(ClientFactory):
                 AGENT,
                 token=self._token.reveal() if self._token is not None else "",
                 interceptors=self._interceptors,
+                session=self._session,
+                next_key=self._next_key,
             )
 
         if getattr(addr, "type", None) == "UDP":
@@ -247,22 +254,60 @@ def connect(
     nothing listens or what listens does not speak the wire format, with `VersionMismatch`, with `Unauthenticated` where
     the server does not know who calls, or with `DeadlineExceeded`.
     """
-    if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
-        raise TypeError(f"connect calls a subclass of protoframe.Protocol, not {protocol!r}")
-    _check_where(where, IStreamClientEndpoint)
-    endpoint = client_endpoint(reactor, where) if isinstance(where, str) else where
-    if isinstance(serving, type):
-        serving = serving()
-    if serving is not None and not isinstance(serving, Protocol):
-        raise TypeError(f"serving: expected a Protocol or its class, got {serving!r}")
-    served = [serving] if serving is not None else []
-    name = where if isinstance(where, str) else repr(where)
-    if token is not None and not isinstance(token, Token):
-        # What it is instead may be the secret itself: it is not shown.
-        raise TypeError(f"token: expected a protoframe.Token, got {type(token).__name__}")
-    limits = limits if limits is not None else Limits()
-    factory = _ClientFactory(reactor, limits, served, token, checked(interceptors))
-    return Connecting(reactor, endpoint, name, protocol, factory, limits)
+    return Opening(
+        reactor, where, protocol, serving, limits if limits is not None else Limits(), token, checked(interceptors)
+    ).begin()
+
+
+class Opening(Generic[P]):
+    """What is asked of a conversation, before it is opened; see `connect`.
+
+    :raises ValueError: ``where`` is wrong.
+    :raises TypeError: something is not of its type.
+    :ivar where: where to, as a text.
+    :ivar limits: what this end takes.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        where: str | IStreamClientEndpoint,
+        protocol: type[P],
+        serving: Protocol[Any] | type[Protocol[Any]] | None,
+        limits: Limits,
+        token: Token | None,
+        interceptors: tuple[Interceptor, ...] = (),
+    ) -> None:
+        if not (isinstance(protocol, type) and issubclass(protocol, Protocol)):
+            raise TypeError(f"connect calls a subclass of protoframe.Protocol, not {protocol!r}")
+        proxy_class(protocol)
+        _check_where(where, IStreamClientEndpoint)
+        if serving is not None and not (
+            isinstance(serving, Protocol) or (isinstance(serving, type) and issubclass(serving, Protocol))
+        ):
+            raise TypeError(f"serving: expected a Protocol or its class, got {serving!r}")
+        if token is not None and not isinstance(token, Token):
+            # What it is instead may be the secret itself: it is not shown.
+            raise TypeError(f"token: expected a protoframe.Token, got {type(token).__name__}")
+        self.where = where if isinstance(where, str) else repr(where)
+        self.limits = limits
+        self._endpoint = client_endpoint(reactor, where) if isinstance(where, str) else where
+        self._reactor = reactor
+        self._protocol = protocol
+        self._serving = serving
+        self._token = token
+        self._interceptors = interceptors
+
+    def begin(self, session: bytes = b"", next_key: int = 0) -> Connecting[P]:
+        """A conversation that is not open yet.
+
+        :param session: the secret by which the server knows this client again.
+        :param next_key: see `Hello.next_key`.
+        """
+        serving = self._serving() if isinstance(self._serving, type) else self._serving
+        served = [serving] if serving is not None else []
+        factory = _ClientFactory(self._reactor, self.limits, served, self._token, self._interceptors, session, next_key)
+        return Connecting(self._reactor, self._endpoint, self.where, self._protocol, factory, self.limits)
 
 
 class Connecting(Generic[P]):

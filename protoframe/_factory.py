@@ -20,6 +20,7 @@ from protoframe._connection import Carrier, Connection
 from protoframe._datagram import DatagramCarrier
 from protoframe._protocol import Protocol
 from protoframe._serving import MethodTable
+from protoframe._sessions import Keeper
 from protoframe._stream import StreamCarrier, TurnedAway
 from protoframe._version import __version__
 from protoframe.authentication import is_authenticator
@@ -27,6 +28,7 @@ from protoframe.core.limits import Limits
 from protoframe.core.schema import Method, methods_of, wire_names
 from protoframe.core.state import Role
 from protoframe.errors import TooManyConnections
+from protoframe.health import Health
 from protoframe.interceptors import Interceptor, checked
 from protoframe.reflection import Reflection
 
@@ -110,7 +112,10 @@ class Factory(TwistedFactory):
         # In the order in which they came: it is that in which they are drained.
         self._connections: dict[Connection, None] = {}
         self._turned_away = 0
-        self._served = (*protocols, Reflection) if reflection else protocols
+        self._keeper: Keeper | None = None
+        self._unready: set[type[Protocol[Any]]] = set()
+        self._is_draining = False
+        self._served = (*protocols, Health, Reflection) if reflection else (*protocols, Health)
         self._table = method_table(self._served)
 
     @property
@@ -127,6 +132,24 @@ class Factory(TwistedFactory):
         """Makes the instance of a Protocol that serves one conversation; override it to pass arguments."""
         return protocol()
 
+    def set_ready(self, ready: bool, *protocols: type[Protocol[Any]]) -> None:
+        """Says whether calls are to come, for whoever asks (`protoframe.health.Health`); those that do are served.
+
+        :param protocols: of which; all that are served by default.
+        :raises ValueError: one is not served here.
+        """
+        for protocol in protocols or self.protocols:
+            if protocol not in self.protocols:
+                raise ValueError(f"{protocol!r} is not served here")
+            if ready:
+                self._unready.discard(protocol)
+            else:
+                self._unready.add(protocol)
+
+    def is_ready(self, protocol: type[Protocol[Any]]) -> bool:
+        """Whether calls of a Protocol are to come."""
+        return protocol not in self._unready and not self._is_draining
+
     def drain(self, seconds: float | None = None) -> Deferred[None]:
         """Has all connections take no new calls, and close when what runs has ended; fires when all are gone.
 
@@ -135,9 +158,17 @@ class Factory(TwistedFactory):
         :param seconds: until what still runs is cancelled; `Limits.drain_timeout` by default.
         """
         done: Deferred[None] = Deferred()
+        self._is_draining = True
         waits = DeferredList([connection.drain(seconds) for connection in self._connections])
+        waits.addCallback(lambda _: self.stopFactory())
+        waits.addCallback(lambda _: setattr(self, "_is_draining", False))
         waits.addCallback(lambda _: done.callback(None))
         return done
+
+    def stopFactory(self) -> None:
+        """Nobody can come again: nothing is kept for those who have lost their connection."""
+        if self._keeper is not None:
+            self._keeper.end_left()
 
     def buildProtocol(self, addr: IAddress | None) -> TwistedProtocol | None:
         """Makes what handles the connection of a peer; a subclass may return ``None`` to turn the peer away."""
@@ -148,6 +179,10 @@ class Factory(TwistedFactory):
             reactor = self.reactor = IReactorTime(installed)
         if len(self._connections) >= self.limits.max_connections:
             return self._turn_away(addr, reactor)
+
+        if self._keeper is None:
+            self._keeper = Keeper(self.limits, reactor)
+        keeper = self._keeper
 
         def connect(carrier: Carrier, address: Any) -> Connection:
             connection = Connection(
@@ -162,6 +197,7 @@ class Factory(TwistedFactory):
                 authenticator=self.authenticator,
                 anonymous=self.anonymous,
                 interceptors=self.interceptors,
+                keeper=keeper,
             )
             connection.opened.addErrback(lambda _: None)
             connection.closed.addCallback(lambda _: self._connections.pop(connection, None))
@@ -191,7 +227,7 @@ class Factory(TwistedFactory):
         return TurnedAway(error, reactor, self.limits.close_timeout)
 
     def _create(self, protocol: type[Any]) -> Any:
-        instance = Reflection() if protocol is Reflection else self.create(protocol)
+        instance = protocol() if protocol in (Health, Reflection) else self.create(protocol)
         instance.factory = self
         return instance
 

@@ -15,7 +15,12 @@ from twisted.internet.defer import Deferred
 from protoframe.core.schema import Method, encode_msgpack, methods_of
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from protoframe._calling import Caller
+    from protoframe._client import Calls
+
+    AnyCaller: TypeAlias = Caller | Calls
 
 __all__ = ["Proxy", "proxy_class"]
 
@@ -25,7 +30,7 @@ class Proxy:
 
     _protocol: type
 
-    def __init__(self, calls: Caller, where: str) -> None:
+    def __init__(self, calls: AnyCaller, where: str) -> None:
         self._calls = calls
         self._where = where
 
@@ -92,7 +97,7 @@ def _caller(protocol: type, method: Method) -> Callable[..., Any]:
     return made
 
 
-def _make(calls: Caller, method: Method, arguments: Any, sent: Any) -> Any:
+def _make(calls: AnyCaller, method: Method, arguments: Any, sent: Any) -> Any:
     """Makes a call of any kind."""
     octets = encode_msgpack(arguments)
     if method.items is not None:
@@ -102,7 +107,7 @@ def _make(calls: Caller, method: Method, arguments: Any, sent: Any) -> Any:
     return calls.call(method, octets, sent)
 
 
-def _intercepted(calls: Caller, method: Method, arguments: Any, sent: Any) -> Any:
+def _intercepted(calls: AnyCaller, method: Method, arguments: Any, sent: Any) -> Any:
     """Makes a call as the interceptors of this end have it."""
     running = calls.make_intercepted(method, arguments, lambda: _make(calls, method, arguments, sent))
     return running if method.items is None else InterceptedStream(running)

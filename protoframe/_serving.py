@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import secrets
+import struct
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
+from hashlib import blake2b
 from types import CoroutineType
 from typing import Any
 
@@ -24,12 +26,14 @@ from protoframe._handler import RunningHandler
 from protoframe._inlets import Inlets, Stream
 from protoframe._outlets import Outlet, Outlets, travelling
 from protoframe._protocol import Protocol
+from protoframe._sessions import Keeper, Run
 from protoframe.core.conversation import Conversation
 from protoframe.core.events import RequestCancelled, RequestReceived
 from protoframe.core.frames import ErrorBody, Flag
 from protoframe.core.limits import Limits
 from protoframe.core.messages import BACKLOG
-from protoframe.core.schema import ItemType, Method, encode_json, encode_msgpack
+from protoframe.core.replies import KeptCall, Reply, Session
+from protoframe.core.schema import ErrorType, ItemType, Method, encode_json, encode_msgpack, error_type
 from protoframe.core.state import State
 from protoframe.errors import (
     BY_NAME,
@@ -45,6 +49,7 @@ from protoframe.errors import (
     PermissionDenied,
     Status,
     TooManyCalls,
+    TryLater,
     Unauthenticated,
     UnknownMethod,
 )
@@ -69,6 +74,9 @@ _ITEMS = int(Flag.ITEMS)
 _STREAM = int(Flag.STREAM)
 _STREAMS = _ITEMS | _STREAM
 _ONEWAY = int(Flag.ONEWAY)
+_KEYED = int(Flag.KEYED)
+# Where the parts of a call end that its digest is of, and its flags.
+_DIGEST_SALT = struct.Struct("!HIB")
 
 
 class Server:
@@ -85,6 +93,8 @@ class Server:
     :param inlets: the streams that come.
     :param interceptors: what runs around each call, the outermost first.
     :param wake: called when there is something to send that no event of the conversation led to.
+    :param keeper: keeps the sessions of clients that have one.
+    :ivar session: that of this conversation.
     :ivar held: requests that wait until answers have been sent.
     :ivar identity: who the peer has shown to be.
     """
@@ -102,6 +112,7 @@ class Server:
         inlets: Inlets,
         interceptors: Sequence[Interceptor],
         wake: Callable[[], None],
+        keeper: Keeper | None = None,
     ) -> None:
         self._conversation = conversation
         self._table = table
@@ -122,6 +133,11 @@ class Server:
         self.held: deque[RequestReceived] = deque()
         # Calls that were cancelled while they ran, and the error that they end with whatever their handler says.
         self._verdicts: dict[int, Error] = {}
+        self._keeper = keeper
+        self.session: Session | None = None
+        # Calls of the session: those that run here, and those that run for an earlier connection, by their ids here.
+        self._kept: dict[int, KeptCall] = {}
+        self._joined: dict[int, KeptCall] = {}
 
     def hold(self, event: RequestReceived) -> None:
         """Keeps a request until the answers that wait have been sent."""
@@ -143,15 +159,14 @@ class Server:
         """Asks a handler to end; a request that waits is not served."""
         if self._conversation.state is _CLOSED:
             self.held.clear()
-        running = self._running.get(event.call_id)
-        if running is not None:
-            self._verdicts[event.call_id] = (
-                DeadlineExceeded("the deadline passed while the call was served") if event.expired else Cancelled()
-            )
-            outlet = self._streaming.get(event.call_id)
-            if outlet is not None:
-                outlet.abandon()
-            running.cancel()
+            if event.call_id in self._kept or event.call_id in self._joined:
+                # It goes on: its caller may come again.
+                return
+        if self._stop(event.call_id, expired=event.expired):
+            return
+        joined = self._joined.get(event.call_id)
+        if joined is not None:
+            joined.runner.cancel(event.expired)
             return
         for held in self.held:
             if held.call_id == event.call_id:
@@ -159,8 +174,24 @@ class Server:
                 self._refuse(held, Cancelled())
                 return
 
+    def _stop(self, call_id: int, *, expired: bool) -> bool:
+        """Asks the handler of a call to end; whether one runs."""
+        running = self._running.get(call_id)
+        if running is None:
+            return False
+        self._verdicts[call_id] = (
+            DeadlineExceeded("the deadline passed while the call was served") if expired else Cancelled()
+        )
+        outlet = self._streaming.get(call_id)
+        if outlet is not None:
+            outlet.abandon()
+        running.cancel()
+        return True
+
     def _refuse(self, event: RequestReceived, error: Error) -> None:
         """Answers a call that certainly did not run."""
+        if self._keeper is not None and event.call_id in self._kept:
+            self._keeper.sessions.drop(self._kept.pop(event.call_id))
         if event.flags & _ONEWAY or isinstance(error, PermissionDenied | Unauthenticated):
             self._note_refused(event.method, error)
         body = ErrorBody(error.status, error.type_name, error.message)
@@ -260,12 +291,11 @@ class Server:
             if verdict is not None and error is not None and not isinstance(error, _ENDINGS):
                 # Nobody is told of it otherwise.
                 self._log_failure(method, error, "")
-            if verdict is not None and self._conversation.state is _CLOSED:
+            if verdict is not None and self._is_unwanted(call_id):
                 pass
             elif verdict is not None:
                 self._forget(call_id)
-                body = ErrorBody(verdict.status, verdict.type_name, verdict.message)
-                self._conversation.refuse(call_id, body)
+                self._answer_error(call_id, ErrorBody(verdict.status, verdict.type_name, verdict.message))
             elif error is not None:
                 self._handler_failed(call_id, method, error, flags, event.deadline)
             elif outlet is None:
@@ -323,7 +353,9 @@ class Server:
     # Who may call what.
 
     def _is_admitted(self, event: RequestReceived, method: Method) -> bool:
-        """Whether a call may run, by all that may be said against it; where it may not, the refusal is sent."""
+        """Whether a call is to run, by all that may be said against it; where it is not, the answer is sent."""
+        if event.flags & _KEYED and not self._is_news(event):
+            return False
         if method.permissions and not self._is_permitted(event, method):
             return False
         if event.flags & _ONEWAY and len(self._running) >= self._max_calls:
@@ -371,10 +403,76 @@ class Server:
         chain = Chain(self._interceptors, call, lambda: method.invoke(protocol, *arguments))
         return _run_chain(chain)
 
+    # Calls that outlive the connection.
+
+    def _is_news(self, event: RequestReceived) -> bool:
+        """Whether a call of the session comes for the first time.
+
+        Where it has come before, its reply is given again, or is waited for together with who waits for it already.
+        """
+        call_id = event.call_id
+        if self.session is None or self._keeper is None or event.key is None:
+            self._refuse(event, FailedPrecondition("the call has a key, and the conversation no session"))
+            return False
+        parts = (event.method, event.metadata, event.arguments)
+        digest = blake2b(b"".join(parts), digest_size=16, salt=_DIGEST_SALT.pack(*map(len, parts[:2]), event.flags))
+        try:
+            call, is_new = self._keeper.sessions.take(self.session, event.key, digest.digest())
+        except Error as error:
+            body = ErrorBody(error.status, error.type_name, error.message)
+            self._conversation.refuse(call_id, body, processed=error.may_have_run)
+            return False
+        if is_new:
+            call.runner = Run(event.deadline, lambda expired: self._cancel_kept(call_id, expired))
+            call.runner.join(self, call_id)
+            self._kept[call_id] = call
+        elif call.reply is not None:
+            self._give(call_id, call.reply)
+        else:
+            self._joined[call_id] = call
+            call.runner.join(self, call_id)
+            self._conversation.suspend(call_id, event.deadline)
+        return is_new
+
+    def _cancel_kept(self, call_id: int, expired: bool) -> None:
+        self._stop(call_id, expired=expired)
+
+    def _is_unwanted(self, call_id: int) -> bool:
+        """Whether nobody can be told the outcome of a call any more."""
+        return self._conversation.state is _CLOSED and call_id not in self._kept
+
+    def _finish(self, call_id: int, reply: Reply) -> None:
+        """A call of the session has its reply."""
+        if self._keeper is not None:
+            self._keeper.finish(self._kept.pop(call_id), reply)
+
+    def deliver(self, call_id: int, reply: Reply) -> None:
+        """Gives the reply of a call of the session, which may have run for an earlier connection."""
+        self._joined.pop(call_id, None)
+        if self._conversation.state is not _CLOSED:
+            self._give(call_id, reply)
+            self._wake()
+
+    def _give(self, call_id: int, reply: Reply) -> None:
+        if reply.result is None:
+            self._conversation.refuse(call_id, reply.error or ErrorBody(Status.INTERNAL, Internal.__name__, ""))
+            return
+        try:
+            self._conversation.respond(call_id, reply.result)
+        except MessageTooLarge as error:
+            self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
+
     # Outcomes.
 
+    def _answer_error(self, call_id: int, body: ErrorBody) -> None:
+        """Answers a call that may have run with an error."""
+        if call_id in self._kept:
+            self._finish(call_id, Reply(error=body))
+        else:
+            self._conversation.refuse(call_id, body)
+
     def _handler_returned(self, call_id: int, method: Method, result: Any, flags: int, deadline: float) -> None:
-        if self._conversation.state is _CLOSED:
+        if self._conversation.state is _CLOSED and self._is_unwanted(call_id):
             return
         if flags & _ITEMS:
             self._forget(call_id)
@@ -384,15 +482,18 @@ class Server:
             max_size = method.options.max_size
             if max_size is not None and len(octets) > max_size:
                 raise MessageTooLarge(f"the result is {len(octets)} bytes, and {max_size} are allowed")
-            self._conversation.respond(call_id, octets)
+            if self._kept and call_id in self._kept:
+                self._finish(call_id, Reply(octets))
+            else:
+                self._conversation.respond(call_id, octets)
         except MessageTooLarge as error:
             _log.error("{method}: {error}", method=method.full_name, error=error.message)
-            self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
+            self._answer_error(call_id, ErrorBody(error.status, error.type_name, error.message))
         except Exception as error:
             self._handler_failed(call_id, method, error, flags, deadline)
 
     def _handler_failed(self, call_id: int, method: Method, error: BaseException, flags: int, deadline: float) -> None:
-        if self._conversation.state is _CLOSED:
+        if self._is_unwanted(call_id):
             # Nobody waits for the answer; what went wrong is still worth a line, unless it is this very end.
             if not isinstance(error, _ENDINGS):
                 self._log_failure(method, error, "")
@@ -403,18 +504,21 @@ class Server:
         if isinstance(error, Error) and "_travels" in error.__dict__:
             if isinstance(error, MessageTooLarge):
                 _log.error("{method}: {error}", method=method.full_name, error=error.message)
-            self._conversation.refuse(call_id, ErrorBody(error.status, error.type_name, error.message))
+            self._answer_error(call_id, ErrorBody(error.status, error.type_name, error.message))
             return
         declared = method.error_for(error)
+        if isinstance(error, TryLater):
+            self._put_off(call_id, declared or error_type(TryLater), error, json=json)
+            return
         if declared is None and isinstance(error, DeadlineExceeded) and deadline - self._clock() < _ROUNDING:
             # The call's own, which a call that the handler made has seen first.
             body = ErrorBody(Status.DEADLINE_EXCEEDED, DeadlineExceeded.__name__, "the deadline passed in a call below")
-            self._conversation.refuse(call_id, body)
+            self._answer_error(call_id, body)
             return
         if declared is not None and isinstance(error, Error):
             try:
                 detail = declared.encode(error, json) if declared.fields.__struct_fields__ else b""
-                self._conversation.refuse(call_id, ErrorBody(error.status, declared.name, str(error.message), detail))
+                self._answer_error(call_id, ErrorBody(error.status, declared.name, str(error.message), detail))
             except Exception as unsendable:
                 error = unsendable
             else:
@@ -424,7 +528,16 @@ class Server:
         text = f"internal error; the server's log has it as incident {incident}"
         fields = {"incident": incident}
         detail = msgspec.json.encode(fields) if json else msgspec.msgpack.encode(fields)
-        self._conversation.refuse(call_id, ErrorBody(Status.INTERNAL, Internal.__name__, text, detail))
+        self._answer_error(call_id, ErrorBody(Status.INTERNAL, Internal.__name__, text, detail))
+
+    def _put_off(self, call_id: int, declared: ErrorType, error: TryLater, *, json: bool) -> None:
+        """Answers a call that the handler has not begun with, so that it may be made again."""
+        kept = self._kept.pop(call_id, None)
+        if kept is not None and self._keeper is not None:
+            self._keeper.sessions.drop(kept)
+        if self._conversation.state is not _CLOSED:
+            body = ErrorBody(error.status, declared.name, str(error.message), declared.encode(error, json))
+            self._conversation.refuse(call_id, body, processed=False)
 
     def _log_failure(self, method: Method, error: BaseException, incident: str) -> None:
         failure = Failure(error, type(error), error.__traceback__)

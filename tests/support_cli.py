@@ -179,7 +179,9 @@ def say(text: str) -> None:
 async def serve(directory: Path) -> None:
     tcp = await listen(reactor, "tcp:0:interface=127.0.0.1", Factory(Desk))
     await listen(reactor, f"unix:{directory / 'desk.sock'}", Factory(Desk))
-    mute = await listen(reactor, "tcp:0:interface=127.0.0.1", Factory(Desk, reflection=False))
+    unready = Factory(Desk, reflection=False)
+    unready.set_ready(False)
+    mute = await listen(reactor, "tcp:0:interface=127.0.0.1", unready)
     where = {
         "tcp": f"tcp:127.0.0.1:{tcp.getHost().port}",
         "unix": f"unix:{directory / 'desk.sock'}",

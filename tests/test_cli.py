@@ -197,7 +197,7 @@ class TestHelp:
         assert done.stdout.decode().splitlines()[-1] == "0 False False"
 
     def test_each_command_shows_an_example_and_the_statuses(self) -> None:
-        commands = ["call", "list", "describe", "ping"]
+        commands = ["call", "list", "describe", "ping", "health"]
         for command, done in zip(commands, pf_each([command, "-h"] for command in commands), strict=True):
             assert done.status == 0
             assert f"pf {command} " in done.out.partition("Example")[2]
@@ -775,6 +775,23 @@ class TestPing:
         summary = result(pf("ping", "--json", "-c", "2", "-i", "0", server.tcp))
         assert (summary["where"], summary["sent"], summary["answered"]) == (server.tcp, 2, 2)
         assert summary["min"] == min(summary["milliseconds"]) <= summary["mean"] <= summary["max"]
+
+
+class TestHealth:
+    def test_it_says_whether_calls_are_taken_by_its_status_too(self, server: Server) -> None:
+        done = pf("health", server.tcp)
+        assert (done.out, done.err, done.status) == (f"{server.tcp}: ready\n", "", 0)
+        done = pf("health", server.where["mute"])
+        assert (done.out, done.err, done.status) == (f"{server.where['mute']}: not ready\n", "", 1)
+        assert pf("health", "--quiet", server.tcp).out == ""
+
+    def test_protocols_can_be_asked_for_by_name(self, server: Server) -> None:
+        done = pf("health", server.tcp, "Desk")
+        assert (done.out, done.status) == ("Desk: ready\n", 0)
+        done = pf("health", "--json", server.where["mute"], "Desk")
+        assert json.loads(done.out) == {"where": server.where["mute"], "ready": False, "protocols": {"Desk": False}}
+        assert done.status == 1
+        assert "there is Desk" in error_line(pf("health", server.tcp, "Chair"), 69)
 
 
 def bash_completes(line: str) -> list[str]:

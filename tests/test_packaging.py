@@ -25,6 +25,8 @@ NOT_SOURCES = shutil.ignore_patterns(
 
 #: What the modules of the public face name in `__all__` for other modules of the package alone.
 INTERNAL = {
+    "Calls",
+    "RetryBudget",
     "AGENT",
     "Authenticator",
     "Carrier",
