@@ -15,7 +15,10 @@ from msgspec import Struct
 from twisted.internet.defer import Deferred, ensureDeferred
 
 from protoframe import (
+    Backoff,
     Call,
+    Client,
+    ClientState,
     Connection,
     ConnectionLost,
     DeadlineExceeded,
@@ -30,6 +33,7 @@ from protoframe import (
     MeterCalls,
     NotFound,
     Protocol,
+    RetryPolicy,
     Status,
     Token,
     TokenAuthenticator,
@@ -268,6 +272,23 @@ async def connecting(reactor: Any, where: str) -> None:
     connect(reactor, where, Chat, serving=str)  # wrong: mypy=arg-type pyright=reportArgumentType
     connect(reactor, where, Chat, ChatClient)  # wrong: mypy=call-arg pyright=reportCallIssue
     connect(reactor, where, Speech, limits={"max_calls": 3})  # wrong: mypy=arg-type pyright=reportArgumentType
+
+
+async def surviving(reactor: Any, where: str) -> None:
+    async with Client(reactor, [where, where], Speech, retry=RetryPolicy(attempts=2)) as speech:
+        assert_type(speech, Speech)
+        assert_type(await speech.upper("hello"), str)
+        await speech.upper(1)  # wrong: mypy=arg-type pyright=reportArgumentType
+    client = Client(reactor, where, Speech, retries={"upper": RetryPolicy(hedge_after=0.1)}, reconnect=Backoff())
+    client.startService()
+    assert_type(await client.whenConnected(), Speech)
+    assert_type(client.proxy, Speech)
+    assert_type(client.state, ClientState)
+    assert_type(client.budget.retries, int)
+    client.watch(lambda state: None)()
+    client.watch(lambda: None)  # wrong: mypy=arg-type,misc pyright=reportArgumentType
+    Client(reactor, where, str)  # wrong: mypy=type-var pyright=reportArgumentType
+    await client.stopService()
 
 
 # -- Serving -----------------------------------------------------------------------------------------------------------
