@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from protoframe._calling import CallCancelled, Callee
 from protoframe._clock import Timer, call_later
-from protoframe._context import NOWHERE, Scope, fire_in
+from protoframe._context import Scope, fire_in, scope
 from protoframe.core.retry import RetryBudget, RetryPolicy
 from protoframe.errors import DeadlineExceeded, Error, TryLater, not_run
 
@@ -42,6 +42,9 @@ class Servers(Protocol):
 
     def ended(self, link: Any, error: Error | None) -> None:
         """A call of a server has ended."""
+
+    def over(self, attempts: Attempts) -> None:
+        """A call has its outcome."""
 
     def lost(self, link: Any) -> None:
         """Another server has answered a call sooner, though it was asked later."""
@@ -93,8 +96,15 @@ class Attempts:
             self._hedging = call_later(self._servers.reactor, after, self._hedge)
         return self.done
 
+    def stop(self, error: Error) -> None:
+        """Ends the call with an error, which says that it did not run where that is so."""
+        if not self._is_over:
+            self._finish(error if self._running else not_run(error))
+
     def _try(self) -> None:
         self._timer = None
+        if self._is_over:
+            return
         link = self._servers.pick(self._tried)
         if link is None:
             self._wait()
@@ -117,6 +127,8 @@ class Attempts:
     def _ready(self, error: Error | None) -> None:
         self._stop_waiting = None
         self._stop_timer()
+        if self._is_over:
+            return
         if error is not None:
             self._finish(error)
         else:
@@ -130,6 +142,8 @@ class Attempts:
         """There is no answer for a while: another server may have one sooner."""
         self._hedging = None
         servers = self._servers
+        if servers.pick(self._tried) is None:
+            return
         if self._running and self._count < self._policy.attempts and servers.budget.take_hedge(servers.clock()):
             self._try()
 
@@ -194,6 +208,10 @@ class Attempts:
 
     def _finish(self, outcome: Any) -> None:
         """Tells the caller; attempts that have no outcome yet are given up."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._servers.over(self)
         self._stop_timer()
         if self._hedging is not None:
             self._hedging.cancel()
@@ -202,14 +220,13 @@ class Attempts:
             self._stop_waiting()
             self._stop_waiting = None
         if isinstance(outcome, Error):
-            outcome.may_have_run = outcome.may_have_run or self._may_have_run
+            outcome.may_have_run = outcome.may_have_run or self._may_have_run or bool(self._running)
         done = self.done
         fire: Callable[[Any], None] = done.errback if isinstance(outcome, BaseException) else done.callback
         # What is left is given up first: whoever is told may look.
-        self._is_over = True
         for attempt in list(self._running):
             attempt.cancel()
-        if self._around is NOWHERE:
+        if scope.get() is self._around:
             fire(outcome)
         else:
             fire_in(self._around, fire, outcome)

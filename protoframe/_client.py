@@ -34,7 +34,16 @@ from protoframe.core.balance import Balance
 from protoframe.core.limits import Limits
 from protoframe.core.retry import Backoff, RetryBudget, RetryPolicy
 from protoframe.core.schema import methods_of, protocol_name
-from protoframe.errors import ConnectFailed, DeadlineExceeded, Error, Unauthenticated, VersionMismatch, not_run
+from protoframe.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    Error,
+    Unauthenticated,
+    VersionMismatch,
+    not_run,
+    own_copy,
+)
 from protoframe.interceptors import Interceptor, checked
 
 __all__ = ["Calls", "Client", "ClientState"]
@@ -87,6 +96,7 @@ class Client(Service, Generic[P]):
     :param resolver: looks SRV records up, as twisted.names does, which is the default.
     :raises ValueError: ``where`` is wrong, or there is no server.
     :raises TypeError: the Protocol has a signature that cannot travel, or something is not of its type.
+    :ivar where: the servers, as a text.
     :ivar proxy: calls the servers; typed as the Protocol.
     """
 
@@ -117,9 +127,11 @@ class Client(Service, Generic[P]):
         self.default_timeout = (limits if limits is not None else Limits()).default_timeout
         self._retry = retry if retry is not None else RetryPolicy()
         self._retries = _by_method(protocol, retries or {})
-        self._waiting: dict[object, Callable[[Error | None], None]] = {}
-        # Who waits for the first server alone.
-        self._firsts: dict[Deferred[P], Callable[[Error | None], None]] = {}
+        self._waiting: dict[object, tuple[Callable[[Error | None], None], bool]] = {}
+        # Calls that have no outcome yet.
+        self._attempts: dict[Attempts, None] = {}
+        # Who waits until it is stopped, while it is about to.
+        self._stopping: list[Deferred[None]] | None = None
         self._watchers: list[Callable[[ClientState], None]] = []
         self._state = ClientState.IDLE
         self._balance = Balance()
@@ -136,6 +148,8 @@ class Client(Service, Generic[P]):
 
         self._make_link = link
         self._links: list[Link[P]] = []
+        # Servers that are none any more, and have calls of this client.
+        self._leaving: list[Link[P]] = []
         self._lookup: ServiceLookup | None = None
         self._lookup_error: Error | None = None
         service = service_name(where)
@@ -143,50 +157,66 @@ class Client(Service, Generic[P]):
             # What else may be wrong is told now, not when there are servers.
             link(Place("tcp:localhost:1"))
             self._lookup = ServiceLookup(reactor, service, resolver, self._set_places, self._lookup_failed)
-            self._where = str(where)
+            self.where = str(where)
         else:
             places = [where] if isinstance(where, str) or not isinstance(where, Sequence) else list(where)
             if not places:
                 raise ValueError("where: there is no server")
             self._links = [link(Place(one)) for one in places]
-            self._where = ", ".join(one.where for one in self._links)
+            self.where = ", ".join(one.where for one in self._links)
         self._calls = Calls(self, checked(interceptors))
-        self.proxy = typing.cast("P", proxy_class(protocol)(self._calls, self._where))
+        self.proxy = typing.cast("P", proxy_class(protocol)(self._calls, self.where))
 
     def __repr__(self) -> str:
-        return f"<Client of {self._where}: {self.state.value}>"
+        return f"<Client of {self.where}: {self.state.value}>"
 
     # IService, and what else starts and stops it.
 
     def startService(self) -> None:
         """Connects, and goes on doing so."""
-        if not self.running:
-            super().startService()  # type: ignore[no-untyped-call]
-            self._lookup_error = None
-            for link in self._links:
-                link.start()
-            self._update()
-            if self._lookup is not None:
-                self._lookup.start()
-            if self._lookup is not None or len(self._links) > 1:
-                self._check_health()
+        if self.running:
+            return
+        super().startService()  # type: ignore[no-untyped-call]
+        self._lookup_error = None
+        for link in self._links:
+            link.start()
+        if self._lookup is not None:
+            self._lookup.start()
+        if self._lookup is not None or len(self._links) > 1:
+            self._check_health()
+        self._update()
 
     def stopService(self) -> Deferred[None]:
         """Closes all connections in order; fires when they are gone.  Calls that have no outcome yet fail."""
-        super().stopService()  # type: ignore[no-untyped-call]
         done: Deferred[None] = Deferred()
-        if self._state is ClientState.IDLE:
+        if self._stopping is not None:
+            self._stopping.append(done)
+        elif not self.running:
             done.callback(None)
+        if not self.running:
             return done
+        super().stopService()  # type: ignore[no-untyped-call]
+        stopping = self._stopping
+        if stopping is None:
+            stopping = self._stopping = [done]
         if self._health_timer is not None:
             self._health_timer.cancel()
             self._health_timer = None
         if self._lookup is not None:
             self._lookup.stop()
-        self._tell_waiting(not_run(ConnectFailed("the client was stopped")))
-        stopping = DeferredList([link.stop() for link in self._links], consumeErrors=True)
+        for attempts in list(self._attempts):
+            attempts.stop(ConnectionLost("the client was stopped"))
+        self._tell_waiting(not_run(ConnectionLost("the client was stopped")))
+        closing = DeferredList([link.stop() for link in (*self._links, *self._leaving)], consumeErrors=True)
+        self._leaving.clear()
         self._update()
-        stopping.addCallback(lambda _: done.callback(None))
+
+        def stopped(_: Any) -> None:
+            self._stopping = None
+            for one in stopping:
+                one.callback(None)
+
+        closing.addCallback(stopped)
         return done
 
     async def __aenter__(self) -> P:
@@ -219,18 +249,16 @@ class Client(Service, Generic[P]):
         untried = any(link.error is None for link in self._links)
         error = next((link.error for link in self._links if link.error is not None), self._lookup_error)
         if not untried and error is not None:
-            return failed(error)
+            return failed(own_copy(error))
         opening: Deferred[P] = Deferred(lambda _: stop())
 
         def ready(error: Error | None) -> None:
-            self._firsts.pop(opening, None)
             if error is not None:
                 opening.errback(error)
             else:
                 opening.callback(self.proxy)
 
-        stop = self.wait(ready)
-        self._firsts[opening] = ready
+        stop = self.wait(ready, is_first=True)
         return opening
 
     # How it stands.
@@ -271,23 +299,26 @@ class Client(Service, Generic[P]):
                 _log.failure("what watches {client} failed", client=self)
 
     def _set_places(self, places: list[Place]) -> None:
-        """These are the servers from now on."""
+        """These are the servers from now on; one that is none any more ends what it has begun."""
         self._lookup_error = None
-        wanted = dict.fromkeys(places)
-        for link in [link for link in self._links if link.place not in wanted]:
+        wanted = {place.where: place for place in places}
+        self._leaving = [link for link in self._leaving if link.is_running]
+        for link in list(self._links):
+            if link.place.where in wanted:
+                link.place = wanted.pop(link.place.where)
+                continue
             self._links.remove(link)
             self._balance.forget(link)
-            link.stop()
-        known = {link.place for link in self._links}
-        for place in wanted:
-            if place not in known:
-                try:
-                    link = self._make_link(place)
-                except ValueError as error:
-                    _log.warn("{client}: {error}", client=self, error=error)
-                    continue
-                self._links.append(link)
-                link.start()
+            self._leaving.append(link)
+            link.retire()
+        for place in wanted.values():
+            try:
+                made = self._make_link(place)
+            except ValueError as error:
+                _log.warn("{client}: {error}", client=self, error=error)
+                continue
+            self._links.append(made)
+            made.start()
         self._update()
 
     def _lookup_failed(self, error: Error) -> None:
@@ -295,17 +326,12 @@ class Client(Service, Generic[P]):
         self._lookup_error = error
         _log.info("{client}: {error}", client=self, error=error)
         if not self._links:
-            self._tell_firsts(error)
+            self._tell_waiting(error, firsts_only=True)
         self._update()
-
-    def _tell_firsts(self, error: Error) -> None:
-        for ready in list(self._firsts.values()):
-            self._unwait(ready)
-            ready(error)
 
     def _check_health(self) -> None:
         """Asks the servers that can be reached how they are, again and again."""
-        for link in self._links:
+        for link in list(self._links):
             link.check_health(self._name)
         self._health_timer = call_later(self.reactor, HEALTH_INTERVAL, self._check_health)
 
@@ -319,7 +345,7 @@ class Client(Service, Generic[P]):
         elif isinstance(link.error, _FOR_GOOD) and all(isinstance(one.error, _FOR_GOOD) for one in self._links):
             self._tell_waiting(link.error)
         elif all(one.error is not None for one in self._links) and link.error is not None:
-            self._tell_firsts(link.error)
+            self._tell_waiting(link.error, firsts_only=True)
 
     # Servers, for a call's attempts.
 
@@ -337,36 +363,51 @@ class Client(Service, Generic[P]):
             first = min(link.place.priority for link in up)
             up = [link for link in up if link.place.priority == first]
         if len(up) > 2:
-            up = self._random.sample(up, 2, counts=[max(1, link.place.weight) for link in up])
+            up = [self._draw(up), self._draw(up)]
         if len(up) == 2:
             one, other = map(self._load, up)
             return up[0] if one < other or (one == other and self.chance() < 0.5) else up[1]
         return up[0] if up else None
 
+    def _draw(self, links: list[Link[P]]) -> Link[P]:
+        """One of several, by their weights, and not the same again."""
+        (drawn,) = self._random.choices(links, [max(1, link.place.weight) for link in links])
+        links.remove(drawn)
+        return drawn
+
     def _load(self, link: Link[P]) -> float:
         return (len(link.calls) + 1) * self._balance.slowness(link, self.clock()) / max(1, link.place.weight)
 
-    def wait(self, ready: Callable[[Error | None], None]) -> Callable[[], None]:
-        """Has a function called when a server takes calls, or with why none ever will."""
+    def wait(self, ready: Callable[[Error | None], None], *, is_first: bool = False) -> Callable[[], None]:
+        """Has a function called when a server takes calls, or with why none ever will; what undoes that.
+
+        :param is_first: whether it is told so too when none can be reached for now.
+        """
         token = object()
-        self._waiting[token] = ready
+        self._waiting[token] = (ready, is_first)
         for link in self._links:
             link.hurry()
-        return lambda: self._waiting.pop(token, None)  # type: ignore[return-value]
 
-    def _unwait(self, ready: Callable[[Error | None], None]) -> None:
-        for token in [token for token, one in self._waiting.items() if one is ready]:
-            del self._waiting[token]
+        def stop() -> None:
+            self._waiting.pop(token, None)
 
-    def _tell_waiting(self, error: Error | None) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for ready in waiting.values():
-            ready(error)
+        return stop
+
+    def _tell_waiting(self, error: Error | None, *, firsts_only: bool = False) -> None:
+        for token, (_, is_first) in list(self._waiting.items()):
+            # Whoever is told may give up another, or stop the client.
+            if (firsts_only and not is_first) or token not in self._waiting:
+                continue
+            ready, _ = self._waiting.pop(token)
+            try:
+                ready(own_copy(error) if error is not None else None)
+            except Exception:
+                _log.failure("what waited for {client} failed", client=self)
 
     def reason(self) -> str:
         """Why no server takes calls."""
         why = [str(link.error or f"{link.where}: not connected") for link in self._links]
-        return "; ".join(why) or str(self._lookup_error or f"{self._where}: not looked up yet")
+        return "; ".join(why) or str(self._lookup_error or f"{self.where}: not looked up yet")
 
     def ended(self, link: Link[P], error: Error | None) -> None:
         """A call of a server has ended: it counts for or against the server."""
@@ -387,7 +428,13 @@ class Client(Service, Generic[P]):
         except Error as error:
             return failed(error)
         policy = self._retries.get(method.full_name, self._retry)
-        return Attempts(self, method, arguments, around, self.clock() + seconds, policy).start()
+        attempts = Attempts(self, method, arguments, around, self.clock() + seconds, policy)
+        self._attempts[attempts] = None
+        return attempts.start()
+
+    def over(self, attempts: Attempts) -> None:
+        """A call has its outcome."""
+        self._attempts.pop(attempts, None)
 
     def when_up(self, around: Scope) -> Deferred[Link[P]]:
         """Fires with a server, when one takes calls, for a call that is made there or not at all."""
@@ -403,7 +450,7 @@ class Client(Service, Generic[P]):
 
         def ready(error: Error | None) -> None:
             timer.cancel()
-            up = self.pick(set())
+            up = self.pick(set()) if self.running else None
             if error is None and up is not None:
                 found.callback(up)
             else:
@@ -432,7 +479,7 @@ class Calls(Interceptable):
         super().__init__()
         self._client = client
         if interceptors:
-            self.intercept(interceptors, None, repr(client), lambda: None)
+            self.intercept(interceptors, None, client.where, lambda: None)
 
     def call(self, method: Callee, arguments: bytes, sent: Any = None) -> Deferred[Any]:
         """Calls a method."""

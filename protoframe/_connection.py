@@ -427,7 +427,7 @@ class Connection:
         if session is None or self._keeper is None:
             return
         if for_good:
-            self._keeper.end(session)
+            self._keeper.end(session, self)
         else:
             self._keeper.left(session, self)
 

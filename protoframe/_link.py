@@ -24,7 +24,7 @@ from zope.interface import implementer
 from protoframe._calling import CallCancelled, Callee, PendingCall
 from protoframe._clock import Timer, call_later, clock_of
 from protoframe._connection import Connection
-from protoframe._context import ask_for
+from protoframe._context import ask_for, run_nowhere
 from protoframe._endpoints import Connecting, Opening
 from protoframe._protocol import Protocol
 from protoframe._srv import Place
@@ -139,6 +139,7 @@ class Link(Generic[P]):
         self._changed = changed
         self._failures = 0
         self._is_running = False
+        self._is_retired = False
         # When the last attempt began, and when the next one will; infinity while there is one, or a connection.
         self._attempted = -math.inf
         self._due = math.inf
@@ -192,6 +193,19 @@ class Link(Generic[P]):
         stopped: Deferred[None] = self._service.stopService()
         return stopped
 
+    def retire(self) -> None:
+        """No more calls will come: ends when those that there are have their outcome."""
+        self._is_retired = True
+        if self.connection is not None:
+            self.connection.drain()
+        elif not self.calls:
+            self.stop()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is connected, or will be."""
+        return self._is_running
+
     def hurry(self) -> None:
         """Somebody waits: a long wait for the next attempt is cut short."""
         soon = max(self._clock(), self._attempted + _HURRY)
@@ -216,7 +230,10 @@ class Link(Generic[P]):
 
     def connect(self, factory: Any) -> Deferred[Any]:
         """Opens a conversation, and gives the service something that stands for it."""
-        return Deferred.fromCoroutine(self._connect(factory))
+        opening: list[Deferred[Any]] = []
+        # A reactor that keeps contexts, as asyncio's does, has that of whoever came by here first.
+        run_nowhere(lambda: opening.append(Deferred.fromCoroutine(self._connect(factory))))
+        return opening[0]
 
     async def _connect(self, factory: Any) -> Any:
         self._attempted = self._clock()
@@ -255,6 +272,9 @@ class Link(Generic[P]):
         self.error = None
         # What has no outcome yet may have come, or not: the server knows.
         for call in list(self.calls.values()):
+            if call.key not in self.calls:
+                # Given up by whoever was told of another.
+                continue
             if call.timer is not None:
                 call.timer.cancel()
                 call.timer = None
@@ -267,6 +287,8 @@ class Link(Generic[P]):
         # An address that lets in and hangs up at once is not tried in a tight loop.
         self._failures += 1
         shell.connectionLost(Failure(ConnectionDone()))
+        if self._is_retired and not self.calls:
+            self.stop()
         self._changed(self)
 
     # Calls.
@@ -331,6 +353,8 @@ class Link(Generic[P]):
         if call.timer is not None:
             call.timer.cancel()
             call.timer = None
+        if self._is_retired and self.connection is None and not self.calls and self._is_running:
+            self.stop()
 
 
 class _ShellFactory(TwistedFactory):

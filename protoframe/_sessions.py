@@ -103,8 +103,10 @@ class Keeper:
                 run.timer = call_later(self._reactor, run.deadline - now, lambda run=run: run.cancel(True))  # type: ignore[misc]
         self._wait()
 
-    def end(self, session: Session) -> None:
-        """A client is gone for good."""
+    def end(self, session: Session, user: User) -> None:
+        """A client is gone for good, unless it is here again over another connection."""
+        if session.user is not user:
+            return
         ended = self.sessions.end(session)
         self._wait()
         self._cancel(ended)

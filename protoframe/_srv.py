@@ -6,6 +6,8 @@ Knows DNS by way of twisted.names; what is done with the servers is `protoframe.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -52,6 +54,22 @@ def service_name(where: Any) -> str | None:
     return name
 
 
+def system_resolver(reactor: Any) -> Any:
+    """A resolver that asks the name servers of this machine.
+
+    That of twisted.names looks at the file again and again, with a timer that nothing ends.
+    """
+    from twisted.names.client import Resolver
+
+    servers = []
+    with suppress(OSError):
+        for line in Path("/etc/resolv.conf").read_text(errors="replace").splitlines():
+            words = line.split()
+            if len(words) > 1 and words[0] == "nameserver":
+                servers.append((words[1], 53))
+    return Resolver(servers=servers or [("127.0.0.1", 53)], reactor=reactor)
+
+
 class ServiceLookup:
     """Looks the records of a name up, again and again.
 
@@ -82,11 +100,7 @@ class ServiceLookup:
     def start(self) -> None:
         """Looks them up, and goes on doing so."""
         self._timer = None
-        if self._resolver is None:
-            from twisted.names.client import createResolver
-
-            self._resolver = createResolver()
-        self._asking = asking = self._resolver.lookupService(self._name)
+        self._asking = asking = (self._resolver or system_resolver(self._reactor)).lookupService(self._name)
         asking.addCallbacks(self._answered, self._not_answered)
 
     def stop(self) -> None:

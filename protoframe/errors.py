@@ -52,6 +52,7 @@ gateway need not translate them; `pf` exits with 64 plus the number)::
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 from collections.abc import Mapping
@@ -451,6 +452,13 @@ def not_run(error: Error) -> Error:
     """An error of a call that certainly did not run."""
     error.may_have_run = False
     return error
+
+
+def own_copy(error: Error) -> Error:
+    """The same error for somebody else, who may be told more of it."""
+    copied: Error = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 def unknown_error(status: int, name: str, message: str, detail: Mapping[str, Any]) -> Error:

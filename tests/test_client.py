@@ -658,6 +658,27 @@ class Records(SynchronousTestCase):
         network.advance(100.0)
         self.assertEqual(names.asked, asked)
 
+    def test_what_is_on_its_way_survives_a_change_of_the_records(self):
+        network, names, client = self.world((0, 1, 12000, "server0"))
+        network.run(client.whenConnected())
+        network.advance(18.0)
+        calls = [client.proxy.add("a", 6.0), client.proxy.get(6.0)]
+        names.records = [(0, 5, 12000, "server0")]
+        network.advance(3.0)
+        self.assertEqual(client._links[0].place.weight, 5)
+        self.assertEqual(network.run(gatherResults(calls)), ["a", "server0"])
+        network.advance(15.0)
+        calls = [client.proxy.add("b", 6.0), client.proxy.get(6.0)]
+        names.records = [(0, 1, 12000, "server1")]
+        network.advance(3.0)
+        self.assertEqual([link.where for link in client._links], ["tcp:server1:12000"])
+        self.assertEqual(network.run(gatherResults(calls)), ["b", "server0"])
+        network.advance(1.0)
+        self.assertEqual([link.is_running for link in client._leaving], [False])
+        network.run(client.stopService())
+        network.advance(1.0)
+        self.assertEqual(network.host("client").getDelayedCalls(), [])
+
     def test_those_with_a_lower_priority_come_first_and_weights_are_kept(self):
         network, _, client = self.world(
             (1, 30, 12000, "server0"), (1, 10, 12000, "server1"), (2, 100, 12000, "server2")
@@ -693,6 +714,105 @@ class Records(SynchronousTestCase):
             "srv:_work._tcp..com",
         ):
             self.assertRaises(ValueError, Client, host, where, Work)
+
+
+class Stopping(Each):
+    def test_every_call_ends_whatever_it_was_about_to_do(self):
+        for world in self.each(servers=2, retry=RetryPolicy(hedge_after=0.5)):
+            calls = {
+                "runs": world.work.add("a", 8.0, True),
+                "is idempotent": world.work.get(8.0),
+                "is put off": world.work.later(100, 5.0),
+            }
+            world.network.advance(0.2)
+            for factory in world.factories:
+                world.reset(factory)
+            world.network.advance(0.003)
+            for number in range(2):
+                world.network.partition(f"server{number}", "client")
+            world.network.advance(1.0)
+            calls["waits"] = world.work.add("b")
+            world.network.advance(1.0)
+            world.client.stopService()
+            truth = {"runs": True, "is idempotent": True, "is put off": False, "waits": False}
+            for name, call in calls.items():
+                with self.subTest(name):
+                    self.assertIs(self.failureResultOf(call, ConnectionLost).value.may_have_run, truth[name])
+            world.network.heal()
+
+    def test_a_hedge_that_finds_no_server_does_not_end_the_call(self):
+        for world in self.each(retry=RetryPolicy(hedge_after=0.5)):
+            call = world.work.get(3.0)
+            world.network.advance(0.1)
+            world.reset()
+            world.network.advance(0.6)
+            self.assertEqual(world.run(call), "server0")
+            self.assertEqual(world.runs["get"], 1)
+
+    def test_it_may_be_stopped_twice_and_each_is_told_when_that_is_done(self):
+        for world in self.each():
+            first, second = world.client.stopService(), world.client.stopService()
+            self.assertEqual((first.called, second.called), (False, False))
+            world.run(second)
+            self.assertEqual((first.called, len(world.factory._connections)), (True, 0))
+            world.run(world.client.stopService())
+
+    def test_who_is_told_may_give_up_others_or_stop_it(self):
+        for world in self.each():
+            world.network.partition("server0", "client")
+            world.client._links[0].connection._carrier.abort()
+            world.network.advance(0.1)
+            calls = [world.work.add(str(number)) for number in range(3)]
+            calls[0].addErrback(lambda _, calls=calls: calls[1].cancel())
+            stopped = world.client.stopService()
+            self.failureResultOf(calls[1], CancelledError)
+            self.failureResultOf(calls[2], ConnectionLost)
+            world.network.heal()
+            world.run(stopped)
+
+    def test_a_watcher_may_stop_it_while_it_is_started(self):
+        network = Network(1)
+        network.serve(WorkFactory(network.host("server")), "tcp:12000")
+        host = network.host("client")
+        client = Client(host, ["tcp:server:12000", "tcp:server:12000"], Work)
+        client.watch(lambda state: client.stopService() if state is ClientState.CONNECTING else None)
+        client.startService()
+        network.advance(10.0)
+        self.assertEqual((client.running, host.getDelayedCalls()), (0, []))
+
+    def test_waiting_for_the_first_server_can_be_given_up(self):
+        network = Network(1)
+        network.host("server")
+        client = Client(network.host("client"), "tcp:server:12000", Work)
+        client.startService()
+        given_up, other = client.whenConnected(), client.whenConnected()
+        given_up.cancel()
+        self.failureResultOf(given_up, CancelledError)
+        began = network.now
+        self.assertRaises(ConnectFailed, network.run, other)
+        self.assertLess(network.now - began, 0.5)
+        self.assertEqual(client._waiting, {})
+
+    def test_each_is_told_in_an_error_of_its_own(self):
+        network = Network(1)
+        network.host("server")
+        client = Client(network.host("client"), "tcp:server:12000", Work)
+        client.startService()
+        errors = [self.assertRaises(ConnectFailed, network.run, client.whenConnected()) for _ in range(2)]
+        self.assertEqual(str(errors[0]), str(errors[1]))
+        self.assertIsNot(errors[0], errors[1])
+
+    def test_a_client_that_is_here_again_keeps_its_session_when_the_former_connection_ends(self):
+        for world in self.each():
+            keeper = world.factory._keeper
+            (session,) = keeper.sessions._sessions.values()
+            former, session.user = session.user, object()
+            former._conversation.was_left = True
+            world.reset()
+            world.network.advance(0.5)
+            self.assertFalse(session.is_over)
+            keeper.end(session, session.user)
+            self.assertTrue(session.is_over)
 
 
 class Budgets(SynchronousTestCase):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,7 +25,7 @@ from twisted.names.server import DNSServerFactory
 
 from protoframe import Client, ClientState, Error, Factory, Protocol, listen, request, timeout
 from protoframe.servers.upper import Speech
-from tests.processes import free_port, server
+from tests.processes import environment, free_port, server
 
 #: How often the server is killed.
 KILLS = int(os.environ.get("PROTOFRAME_KILLS", "2"))
@@ -114,6 +116,52 @@ async def test_calls_survive_a_server_that_is_killed(tmp_path: Path, kind: str) 
     assert len(outcomes) > 200
     assert len(errors) <= 16 * KILLS
     assert max(back) < 3.0, f"serving again after {back}"
+
+
+ON_ASYNCIO = """
+from twisted.internet import asyncioreactor
+asyncioreactor.install()
+from twisted.internet import reactor
+from twisted.internet.task import deferLater, react
+from protoframe import Client, Factory, listen, timeout
+from protoframe.servers.upper import Speech
+
+async def main(reactor):
+    factory = Factory(Speech)
+    port = await listen(reactor, "tcp:0:interface=127.0.0.1", factory)
+    client = Client(reactor, f"tcp:127.0.0.1:{port.getHost().port}", Speech)
+    with timeout(0.5):
+        client.startService()
+        await client.whenConnected()
+    await deferLater(reactor, 0.6)
+    for connection in factory.connections:
+        connection.close()
+    await deferLater(reactor, 0.1)
+    print(await client.proxy.upper("hello"))
+    await client.stopService()
+    await port.stopListening()
+
+react(lambda reactor: __import__("twisted.internet.defer").internet.defer.Deferred.fromCoroutine(main(reactor)))
+"""
+
+
+def test_a_deadline_that_surrounds_its_start_is_none_of_later_connections() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ASYNCIO], env=environment(), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout, done.stderr) == ("HELLO\n", "")
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_resolver_of_this_machine_leaves_no_timer() -> None:
+    before = {call for call in reactor.getDelayedCalls() if call.active()}  # type: ignore[attr-defined]
+    client = Client(reactor, "srv:_speech._tcp.example.com", Speech)
+    client.startService()
+    await deferLater(reactor, 0.05)  # type: ignore[arg-type]
+    await client.stopService()
+    await deferLater(reactor, 0.05)  # type: ignore[arg-type]
+    left = [call for call in reactor.getDelayedCalls() if call.active() and call not in before]  # type: ignore[attr-defined]
+    assert not left
 
 
 @pytest_twisted.ensureDeferred
