@@ -28,7 +28,7 @@ from protoframe.servers.upper import Speech
 from tests.processes import environment, free_port, server
 
 #: How often the server is killed.
-KILLS = int(os.environ.get("PROTOFRAME_KILLS", "2"))
+KILLS = int(os.environ.get("PROTOFRAME_KILLS", "1"))
 
 
 class Journal(Protocol):
@@ -113,7 +113,7 @@ async def test_calls_survive_a_server_that_is_killed(tmp_path: Path, kind: str) 
             assert written[key] == 1, f"{key} was answered, and did not run"
         elif not outcome.may_have_run:
             assert not written[key], f"{key} was said not to have run, and did: {outcome!r}"
-    assert len(outcomes) > 200
+    assert len(outcomes) > 100
     assert len(errors) <= 16 * KILLS
     assert max(back) < 3.0, f"serving again after {back}"
 
