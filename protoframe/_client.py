@@ -132,6 +132,7 @@ class Client(Service, Generic[P]):
         self._attempts: dict[Attempts, None] = {}
         # Who waits until it is stopped, while it is about to.
         self._stopping: list[Deferred[None]] | None = None
+        self._closings = 0
         self._watchers: list[Callable[[ClientState], None]] = []
         self._state = ClientState.IDLE
         self._balance = Balance()
@@ -211,7 +212,13 @@ class Client(Service, Generic[P]):
         self._leaving.clear()
         self._update()
 
+        self._closings += 1
+
         def stopped(_: Any) -> None:
+            self._closings -= 1
+            if self._closings:
+                # It was started and stopped again meanwhile.
+                return
             self._stopping = None
             for one in stopping:
                 one.callback(None)

@@ -756,6 +756,14 @@ class Stopping(Each):
             world.run(second)
             self.assertEqual((first.called, len(world.factory._connections)), (True, 0))
             world.run(world.client.stopService())
+            # Started and stopped again before it is stopped.
+            world.client.startService()
+            world.run(world.client.whenConnected())
+            first = world.client.stopService()
+            world.client.startService()
+            second = world.client.stopService()
+            world.run(gatherResults([first, second]))
+            self.assertEqual(len(world.factory._connections), 0)
 
     def test_who_is_told_may_give_up_others_or_stop_it(self):
         for world in self.each():
