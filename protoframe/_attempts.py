@@ -98,8 +98,7 @@ class Attempts:
 
     def stop(self, error: Error) -> None:
         """Ends the call with an error, which says that it did not run where that is so."""
-        if not self._is_over:
-            self._finish(error if self._running else not_run(error))
+        self._finish(not_run(error))
 
     def _try(self) -> None:
         self._timer = None

@@ -123,7 +123,6 @@ class Link(Generic[P]):
         self.where = opening.where
         self.place = place
         self.connection: Connection | None = None
-        self.proxy: P | None = None
         self.calls: dict[int, KeptCall] = {}
         self.error: Error | None = None
         self.was_up = False
@@ -240,7 +239,7 @@ class Link(Generic[P]):
         self._due = math.inf
         connecting: Connecting[P] = self._opening.begin(self._session, self._next_key)
         try:
-            proxy = await connecting
+            await connecting
         except Error as error:
             self._failures += 1
             self.error = error
@@ -252,7 +251,7 @@ class Link(Generic[P]):
         connection = connecting.connection
         shell = factory.buildProtocol(connection.address)
         shell.makeConnection(_Transport(connection))
-        self._up(connection, proxy)
+        self._up(connection)
         connection.closed.addCallback(lambda _: self._down(connection, shell))
         return shell
 
@@ -264,8 +263,8 @@ class Link(Generic[P]):
                 call.fail(lost)
         self._changed(self)
 
-    def _up(self, connection: Connection, proxy: P) -> None:
-        self.connection, self.proxy = connection, proxy
+    def _up(self, connection: Connection) -> None:
+        self.connection = connection
         self.was_up = True
         self.is_ready = True
         self._failures = 0
@@ -283,7 +282,7 @@ class Link(Generic[P]):
 
     def _down(self, connection: Connection, shell: Any) -> None:
         if self.connection is connection:
-            self.connection = self.proxy = None
+            self.connection = None
         # An address that lets in and hangs up at once is not tried in a tight loop.
         self._failures += 1
         shell.connectionLost(Failure(ConnectionDone()))

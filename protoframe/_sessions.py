@@ -79,6 +79,8 @@ class Keeper:
         self._wait()
         self._cancel(given_up)
         if former is not None:
+            # Its connection watched deadlines; those of calls that the client asks for again, the new one will.
+            self._watch(session)
             former.superseded()
         return session
 
@@ -94,14 +96,18 @@ class Keeper:
         """A connection is lost; its client may come again."""
         if session.user is not user or session.is_over:
             return
+        self.sessions.leave(session, user, self._clock())
+        self._watch(session)
+        self._wait()
+
+    def _watch(self, session: Session) -> None:
+        """Has what runs end at its deadline, where no connection sees to that."""
         now = self._clock()
-        self.sessions.leave(session, user, now)
         for call in session.calls.values():
             run: Run | None = call.runner
             if run is not None and run.deadline != math.inf:
                 run.unwatch()
                 run.timer = call_later(self._reactor, run.deadline - now, lambda run=run: run.cancel(True))  # type: ignore[misc]
-        self._wait()
 
     def end(self, session: Session, user: User) -> None:
         """A client is gone for good, unless it is here again over another connection."""

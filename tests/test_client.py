@@ -373,6 +373,21 @@ class Surviving(Each):
             world.network.advance(20.0)
             self.assertEqual(world.runs, {})
 
+    def test_one_that_was_given_up_unseen_ends_at_its_deadline_though_the_client_is_back(self):
+        for world in self.each():
+            with timeout_of(world, 5.0):
+                call = world.work.add("a", 8.0, True)
+            world.network.advance(0.1)
+            # The server does not learn that this connection is gone.
+            world.network.partition("server0", "client")
+            world.client._links[0].connection._carrier.abort()
+            world.network.advance(0.01)
+            call.cancel()
+            self.failureResultOf(call, CancelledError)
+            world.network.heal()
+            world.network.advance(20.0)
+            self.assertEqual((world.client.state, world.runs), (ClientState.READY, {}))
+
     def test_one_that_is_given_up_is_cancelled_there_also_where_it_runs_for_an_earlier_connection(self):
         for world in self.each():
             call = world.work.add("a", 8.0, True)

@@ -1,4 +1,4 @@
-"""The layout of every packet and of the segments in it, read and written; ``docs/wire-format.md`` specifies it.
+"""The layout of every packet and of the segments in it, read and written; ``docs/wire-datagrams.md`` specifies it.
 
 Knows octets alone: not which packet may come when, nor what becomes of what is in it.  All integers are in network byte
 order.  Every packet opens with a checksum (CRC-32, as in IEEE 802.3, over all that follows it) and its kind; a packet
