@@ -74,6 +74,7 @@ class Callee(typing.Protocol):
     json: bool
     flags: int
     full_name: str
+    is_ordinary: bool
 
     @property
     def items(self) -> Items | None:
@@ -93,6 +94,7 @@ class JSONMethod:
 
     json = True
     flags = int(Flag.JSON)
+    is_ordinary = False
     items: Items | None = None
     options = RequestOptions()
     errors: Mapping[str, ErrorType] = {}
@@ -328,11 +330,19 @@ class Caller(Interceptable):
         around = scope.get()
         call = PendingCall(deferred, method, around)
         try:
-            call.call_id = deferred.call_id = self._request(method, arguments, call, around)  # type: ignore[attr-defined]
+            if method.is_ordinary and around is NOWHERE and not self._inlets.left:
+                # What is left of `_request` for most calls.
+                now = self._clock()
+                deadline = now + self._default_timeout
+                call_id = self._conversation.request(method.wire_name, arguments, call, deadline, now)
+                self._wake()
+            else:
+                call_id = self._request(method, arguments, call, around)
         except Error as error:
             return failed(error)
+        call.call_id = deferred.call_id = call_id  # type: ignore[attr-defined]
         if sent is not None:
-            self._send(call.call_id, method, sent)
+            self._send(call_id, method, sent)
         return deferred
 
     def call_stream(self, method: Callee, arguments: bytes, sent: Any = None) -> Stream:
@@ -383,10 +393,9 @@ class Caller(Interceptable):
         if self._inlets.left:
             # What was left before this call was made is told before it, too.
             self._inlets.settle()
-        options = method.options
-        if options.max_size is not None and len(arguments) > options.max_size:
-            text = f"the arguments are {len(arguments)} bytes, and max_size is {options.max_size}"
-            raise not_run(MessageTooLarge(text))
+        max_size = method.options.max_size
+        if max_size is not None and len(arguments) > max_size:
+            raise not_run(MessageTooLarge(f"the arguments are {len(arguments)} bytes, and max_size is {max_size}"))
         now = self._clock()
         seconds = seconds_of(method, around, self._default_timeout)
         call_id = self._conversation.request(

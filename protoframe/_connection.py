@@ -189,6 +189,9 @@ class Connection:
             next_key,
         )
         self._conversation.outbox.is_confirmed = carrier.is_confirming
+        self._traffic = self._conversation.traffic
+        self._next_timer = self._conversation.next_timer
+        self._allowance = carrier.allowance
         self._outlets = Outlets(self._conversation, self._clock, self._schedule)
         self._inlets = Inlets(self._conversation, reactor, self._schedule)
         self.calls = Caller(
@@ -461,26 +464,24 @@ class Connection:
             return
         self._busy = True
         try:
-            conversation = self._conversation
-            traffic = conversation.traffic
+            traffic = self._traffic
             outbox = traffic.outbox
-            server = self._server
-            outlets = self._outlets
             rounds = _ROUNDS
             while True:
                 while traffic.events:
-                    reactions = self._reactions
-                    for number, event in enumerate(conversation.poll_events(), 1):
+                    events = traffic.events
+                    traffic.events = []
+                    for number, event in enumerate(events, 1):
                         try:
                             if type(event) is not RequestReceived:
-                                reactions[type(event)](event)
+                                self._reactions[type(event)](event)
                             elif traffic.is_closed:
                                 # What came after it ended the conversation.
                                 pass
-                            elif server.held or outbox.octets > BACKLOG:
-                                server.hold(event)
+                            elif self._server.held or outbox.octets > BACKLOG:
+                                self._server.hold(event)
                             else:
-                                server.serve(event)
+                                self._server.serve(event)
                         except Exception:
                             self._failed_to_react(event)
                         if not number % _TURN and not self._paused:
@@ -491,41 +492,41 @@ class Connection:
                     return
                 self._again = False
                 if not self._paused:
-                    frames = outbox.poll(self._carrier.allowance)
+                    frames = outbox.poll(self._allowance)
                     if frames:
                         self._carrier.send(frames)
                     if outbox.is_left or outbox.departed or self.calls.oneway:
                         self._send_rest()
                 elif outbox.octets > self._limits.max_unsent and not traffic.is_closed:
                     text = f"{outbox.octets} bytes wait for a peer that does not read"
-                    conversation.end(TooMuchUnsent(text))
+                    self._conversation.end(TooMuchUnsent(text))
                 if traffic.events:
                     # The carrier was lost while it sent, say: what that means is among the events now.
                     continue
                 if self._paused:
                     break
-                if server.held and server.go_on():
+                if self._server.held and self._server.go_on():
                     continue
-                if outlets.ready and rounds:
+                if self._outlets.ready and rounds:
                     rounds -= 1
-                    outlets.go_on()
+                    self._outlets.go_on()
                     continue
                 if not self._is_drained:
                     break
                 if outbox:
                     continue
-                if traffic.is_closed or conversation.running or conversation.pending:
+                if traffic.is_closed or self._conversation.running or self._conversation.pending:
                     break
-                conversation.end(None)
+                self._conversation.end(None)
             if traffic.is_closed:
                 self._close()
             else:
-                due = conversation.next_timer()
+                due = self._next_timer()
                 if due < self.timer_due:
                     self.wake_at(due)
         finally:
             self._busy = False
-        if self._again or (outlets.ready and not self._paused):
+        if self._again or (self._outlets.ready and not self._paused):
             self._schedule()
 
     def _send_rest(self) -> None:
@@ -555,7 +556,7 @@ class Connection:
 
     def _send_frames(self, *, large: bool = True) -> None:
         """Sends some of what is ready, of large messages too or not."""
-        frames = self._conversation.outbox.poll(self._carrier.allowance, large=large)
+        frames = self._conversation.outbox.poll(self._allowance, large=large)
         if frames and not self._over:
             self._carrier.send(frames)
 

@@ -115,6 +115,7 @@ class Server:
         keeper: Keeper | None = None,
     ) -> None:
         self._conversation = conversation
+        self._traffic = conversation.traffic
         self._table = table
         self._protocols = protocols
         self._max_nesting = limits.max_nesting
@@ -215,18 +216,20 @@ class Server:
     def serve(self, event: RequestReceived) -> None:
         """Serves a request."""
         entry = self._table.get(event.method)
-        if entry is None or entry[0].function is None:
+        if entry is None:
             name = event.method.decode("utf-8", "replace")
-            text = f"there is no method {name}" if entry is None else f"{name} is declared here, but not served"
-            self._refuse(event, UnknownMethod(text))
+            self._refuse(event, UnknownMethod(f"there is no method {name}"))
             return
         method, index = entry
-        if (event.flags or not method.is_plain) and not self._is_admitted(event, method):
-            return
         try:
-            arguments = method.decode_arguments(event.arguments, self._max_nesting, json=event.flags & _JSON != 0)
-            if method.sent_items is not None:
-                arguments += (self._take_stream(event, method.full_name, method.sent_items),)
+            if method.is_plain and not event.flags:
+                arguments = method.decode_arguments(event.arguments, self._max_nesting)
+            elif self._is_admitted(event, method):
+                arguments = method.decode_arguments(event.arguments, self._max_nesting, json=event.flags & _JSON != 0)
+                if method.sent_items is not None:
+                    arguments += (self._take_stream(event, method.full_name, method.sent_items),)
+            else:
+                return
             received = decode_metadata(event.metadata) if event.metadata else NO_METADATA
         except InvalidArgument as error:
             self._refuse(event, error)
@@ -354,6 +357,9 @@ class Server:
 
     def _is_admitted(self, event: RequestReceived, method: Method) -> bool:
         """Whether a call is to run, by all that may be said against it; where it is not, the answer is sent."""
+        if method.function is None:
+            self._refuse(event, UnknownMethod(f"{method.full_name} is declared here, but not served"))
+            return False
         if event.flags & _KEYED and not self._is_news(event):
             return False
         if method.permissions and not self._is_permitted(event, method):
@@ -472,13 +478,12 @@ class Server:
             self._conversation.refuse(call_id, body)
 
     def _handler_returned(self, call_id: int, method: Method, result: Any, flags: int, deadline: float) -> None:
-        if self._conversation.state is _CLOSED and self._is_unwanted(call_id):
+        if self._traffic.is_closed and self._is_unwanted(call_id):
             return
         if flags & _ITEMS:
             self._forget(call_id)
-        json = flags & _JSON
         try:
-            octets = encode_json(result) if json else encode_msgpack(result)
+            octets = encode_json(result) if flags & _JSON else encode_msgpack(result)
             max_size = method.options.max_size
             if max_size is not None and len(octets) > max_size:
                 raise MessageTooLarge(f"the result is {len(octets)} bytes, and {max_size} are allowed")

@@ -334,8 +334,12 @@ def parse_request(message: bytes) -> tuple[float, bytes, bytes, bytes]:
     after_metadata = after_name + metadata
     if after_metadata > len(message) or not 0 < name <= LONGEST_METHOD:
         raise RemoteProtocolError(f"REQUEST: {name} octets of name and {metadata} of metadata in {len(message)}")
-    remaining = milliseconds / 1000 if milliseconds != NO_DEADLINE else math.inf
-    return remaining, message[8:after_name], message[after_name:after_metadata], message[after_metadata:]
+    return (
+        milliseconds / 1000 if milliseconds != NO_DEADLINE else math.inf,
+        message[8:after_name],
+        message[after_name:after_metadata] if metadata else b"",
+        message[after_metadata:],
+    )
 
 
 class Key(NamedTuple):

@@ -79,10 +79,13 @@ class IncomingCalls:
         self._parity = parity
         self._max_arguments = max_arguments
         self._settled = settled
+        self._put = traffic.outbox.put
         # What a GOAWAY said of it: the calls up to this one are answered in any case.
         self._last_promised = 0
         # Of those that run, the ones that want no answer.
         self._oneway: set[int] = set()
+        # All empty where nothing of any call is out of the ordinary.
+        self._unusual = (*traffic.unusual, self.streaming, self.suspended, self._oneway)
         self._cancels = Allowance(max(limits.cancel_burst, limits.max_calls), limits.cancel_rate, now)
 
     # What is done about them.
@@ -96,14 +99,20 @@ class IncomingCalls:
         traffic = self._traffic
         if len(result) > traffic.max_message:
             raise MessageTooLarge(f"the result is {len(result)} bytes, and the peer takes {traffic.max_message}")
-        oneway = False
-        if self.streaming or self._oneway:
+        is_wanted = True
+        if any(self._unusual):
             if call_id in self.streaming:
                 raise LocalProtocolError(f"the answer to call {call_id} is a stream")
-            oneway = call_id in self._oneway
-        self.leave_slot(call_id)
-        if not oneway:
-            traffic.outbox.put(_RESPONSE, 0, call_id, result)
+            is_wanted = call_id not in self._oneway
+            self.leave_slot(call_id)
+        else:
+            # What is left of `leave_slot`.
+            try:
+                self.running.remove(call_id)
+            except KeyError:
+                raise self._not_open(call_id) from None
+        if is_wanted:
+            self._put(_RESPONSE, 0, call_id, result)
         if traffic.is_ending:
             self._settled()
 
@@ -136,17 +145,12 @@ class IncomingCalls:
         try:
             self.running.remove(call_id)
         except KeyError:
-            raise LocalProtocolError(f"call {call_id} is not open") from None
-        if self.suspended:
-            self.suspended.discard(call_id)
-        if self._oneway:
-            self._oneway.discard(call_id)
-        traffic = self._traffic
-        if traffic.assembler.messages:
-            traffic.stop_holding(call_id)
-        if traffic.credit.streams or traffic.granted.streams:
-            traffic.close_streams(call_id)
-            self.streaming.discard(call_id)
+            raise self._not_open(call_id) from None
+        self.suspended.discard(call_id)
+        self._oneway.discard(call_id)
+        self.streaming.discard(call_id)
+        self._traffic.stop_holding(call_id)
+        self._traffic.close_streams(call_id)
 
     def stop(self) -> None:
         """No new calls are taken from now on: those up to `last` are answered."""
@@ -185,20 +189,20 @@ class IncomingCalls:
             raise RemoteProtocolError(f"REQUEST: call {call_id} is open already")
         remaining, method, metadata, arguments = parse_request(message)
         key: Key | None = None
-        if flags & _SPECIAL:
-            self._check_flags(flags, call_id)
-            if flags & _KEYED:
-                key, arguments = split_key(arguments)
         if flags or not remaining or len(arguments) > self._max_message or len(self.running) >= self._max_calls:
+            if flags & _SPECIAL:
+                self._check_flags(flags, call_id)
+                if flags & _KEYED:
+                    key, arguments = split_key(arguments)
             if not self._take_slot(flags, call_id, remaining, len(arguments), self._max_message):
                 return
+            if flags & _STREAMS:
+                self._traffic.open_streams(call_id, ours=flags & _STREAM, theirs=flags & _ITEMS)
         else:
             # What is left of `_take_slot` where there is nothing out of the ordinary.
             self.running.add(call_id)
             if call_id > self.last:
                 self.last = call_id
-        if flags & _STREAMS:
-            self._traffic.open_streams(call_id, ours=flags & _STREAM, theirs=flags & _ITEMS)
         self._traffic.events.append(
             RequestReceived(call_id, method, begun + remaining, metadata, arguments, flags, key)
         )
@@ -286,6 +290,9 @@ class IncomingCalls:
     def _check_id(self, kind: str, call_id: int) -> None:
         if call_id & 1 != self._parity or not call_id:
             raise RemoteProtocolError(f"{kind}: {call_id} is no call id of the peer's")
+
+    def _not_open(self, call_id: int) -> LocalProtocolError:
+        return LocalProtocolError(f"call {call_id} is not open")
 
     def _refuse(self, call_id: int, error: Error) -> None:
         """Answers a call that certainly did not run."""

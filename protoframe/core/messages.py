@@ -67,6 +67,7 @@ class Outbox:
     def __init__(self, max_frame: int) -> None:
         self.max_frame = max_frame
         self.max_unfinished = 0
+        self._longest = max_frame - HEADER.size
         self.frames: list[bytes] = []
         self.large: deque[_Large] = deque()
         self.cut: dict[int, _Large] = {}
@@ -83,15 +84,20 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self.frames or self.large)
 
+    def begin(self, max_frame: int, max_unfinished: int) -> None:
+        """Takes what the peer has told of itself."""
+        self.max_frame = max_frame
+        self.max_unfinished = max_unfinished
+        self._longest = max_frame - HEADER.size
+
     def put(self, kind: int, flags: int, call_id: int, message: bytes) -> None:
         """Lines a message up."""
-        if len(message) <= self.max_frame - HEADER.size:
-            self.frames.append(_pack_header(len(message), kind, flags, call_id) + message)
-            self.octets += len(message)
+        length = len(message)
+        if length <= self._longest:
+            self.frames.append(_pack_header(length, kind, flags, call_id) + message)
+            self.octets += length
         else:
-            self._put_large(
-                kind, call_id, len(message), serialize_message(kind, flags, call_id, message, self.max_frame)
-            )
+            self._put_large(kind, call_id, length, serialize_message(kind, flags, call_id, message, self.max_frame))
 
     def put_request(
         self,
@@ -103,11 +109,12 @@ class Outbox:
         arguments: bytes,
     ) -> None:
         """Lines a REQUEST up."""
-        length = 8 + len(method) + len(metadata) + len(arguments)
-        if length <= self.max_frame - 12:
+        name = len(method)
+        length = 8 + name + len(metadata) + len(arguments)
+        if length <= self._longest:
             # What `serialize_request` and `serialize_frame` would do, in one step: every call comes by here.
             milliseconds = int(remaining * 1000) if 0 < remaining < LONGEST_REMAINING else milliseconds_of(remaining)
-            head = _pack_request(length, _REQUEST, flags, call_id, milliseconds, len(method), len(metadata))
+            head = _pack_request(length, _REQUEST, flags, call_id, milliseconds, name, len(metadata))
             self.frames.append(head + method + metadata + arguments)
             self.octets += length
         else:
@@ -166,7 +173,8 @@ class Outbox:
         """
         if not self.cut and self.octets <= allowance:
             # Most often there is nothing else to look at.
-            frames, self.frames = self.frames, []
+            frames = self.frames
+            self.frames = []
             self.octets = 0
             self.is_left = False
             return frames

@@ -40,6 +40,7 @@ _STREAM = int(Flag.STREAM)
 _STREAMS = _ITEMS | _STREAM
 _ONEWAY = int(Flag.ONEWAY)
 _KEYED = int(Flag.KEYED)
+_NOT_PLAIN = _STREAMS | _ONEWAY
 
 # How often this end tells the peer that nobody waits for an answer: less often than a peer takes for a flood
 # (`Limits.cancel_burst`).  Of a deadline that passed the peer knows itself: to be told only saves it some work, and
@@ -96,6 +97,10 @@ class OutgoingCalls:
         self.slots = 0
         self.takes_streams = False
         self._traffic = traffic
+        # All empty where nothing of any call is out of the ordinary.
+        self._unusual = (*traffic.unusual, self.waiting)
+        self._put_request = traffic.outbox.put_request
+        self._add_deadline = traffic.deadlines.add
         self._max_message = limits.max_message
         self._max_waiting = limits.max_waiting
         self._next_id = first
@@ -136,7 +141,7 @@ class OutgoingCalls:
         """
         if not self.is_open:
             raise self._not_open()
-        if not 0 < len(method) <= LONGEST_METHOD or len(metadata) > LONGEST_METADATA:
+        if not method or len(method) > LONGEST_METHOD or (metadata and len(metadata) > LONGEST_METADATA):
             raise LocalProtocolError(
                 f"{len(method)} octets of name and {len(metadata)} of metadata do not fit a REQUEST"
             )
@@ -149,26 +154,27 @@ class OutgoingCalls:
         if key is not None:
             flags |= _KEYED
             arguments = serialize_key(key) + arguments
-        if flags & _ONEWAY:
-            if flags & _STREAMS:
-                raise LocalProtocolError("a call without an answer has no streams")
-            self._next_id = call_id + 2
-            traffic.outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
-            return call_id
-        if flags & _STREAMS and not self.takes_streams:
-            raise not_run(Unimplemented("the peer takes no streams"))
+        if flags & _NOT_PLAIN:
+            if flags & _STREAMS and not self.takes_streams:
+                raise not_run(Unimplemented("the peer takes no streams"))
+            if flags & _ONEWAY:
+                if flags & _STREAMS:
+                    raise LocalProtocolError("a call without an answer has no streams")
+                self._next_id = call_id + 2
+                self._put_request(call_id, flags, deadline - now, method, metadata, arguments)
+                return call_id
         if len(self.pending) >= self.slots:
             if len(self.waiting) >= self._max_waiting:
                 raise not_run(TooManyCalls(f"{len(self.waiting)} calls wait for a slot already"))
             self.waiting[call_id] = _Waiting(call_id, method, metadata, arguments, deadline, flags)
         else:
-            traffic.outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
+            self._put_request(call_id, flags, deadline - now, method, metadata, arguments)
         self._next_id = call_id + 2
         self.pending[call_id] = token
         if flags & _STREAMS:
             traffic.open_streams(call_id, ours=flags & _ITEMS, theirs=flags & _STREAM)
         if deadline != math.inf:
-            traffic.deadlines.add(call_id, deadline)
+            self._add_deadline(call_id, deadline)
         return call_id
 
     def cancel(self, call_id: int, error: Error | None = None) -> None:
@@ -189,16 +195,10 @@ class OutgoingCalls:
     def handle_response(self, call_id: int, message: bytes) -> None:
         """A call is answered with its result."""
         traffic = self._traffic
-        if (
-            self.waiting
-            or traffic.assembler.messages
-            or traffic.credit.streams
-            or traffic.granted.streams
-            or traffic.outbox.large
-        ):
+        if any(self._unusual):
             token = self.settle(call_id)
         else:
-            # What is left of `settle` where there is nothing out of the ordinary.
+            # What is left of `settle`.
             token = self.pending.pop(call_id, self)
             if token is self:
                 raise RemoteProtocolError(f"an answer to call {call_id}, which is not open")
@@ -226,7 +226,7 @@ class OutgoingCalls:
 
         :raises RemoteProtocolError: there is no such call.
         """
-        if self.waiting and call_id in self.waiting:
+        if call_id in self.waiting:
             raise RemoteProtocolError(f"an answer to call {call_id}, which was not made yet")
         try:
             token = self.pending.pop(call_id)
@@ -234,9 +234,8 @@ class OutgoingCalls:
             raise RemoteProtocolError(f"an answer to call {call_id}, which is not open") from None
         traffic = self._traffic
         traffic.close_streams(call_id)
-        if traffic.assembler.messages:
-            traffic.discard(call_id)
-        if traffic.outbox.cut and traffic.drop(call_id):
+        traffic.discard(call_id)
+        if traffic.drop(call_id):
             # Answered, that is refused, before it was all sent: the peer is told that no more of it comes.
             traffic.outbox.put_control(Kind.CANCEL, call_id)
         if self.waiting:

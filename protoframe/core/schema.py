@@ -209,7 +209,9 @@ class Method:
     :ivar sent_items: the items of that.
     :ivar flags: what a REQUEST of it has.
     :ivar permissions: what a peer must be permitted to call it.
-    :ivar is_plain: whether nothing is asked of a call but arguments that fit: no permission, no stream, no size.
+    :ivar is_ordinary: whether a caller has nothing to heed but the defaults: no stream, no size, no timeout.
+    :ivar is_plain: whether it is served, and nothing is asked of a call but arguments that fit: no permission, no
+        stream, no size.
     :raises TypeError: the signature cannot travel; the text says where and why.
     """
 
@@ -249,7 +251,8 @@ class Method:
             | (Flag.ONEWAY if options.oneway else 0)
         )
         self.permissions = permissions
-        self.is_plain = not self.flags and not permissions and options.max_size is None
+        self.is_ordinary = not self.flags and options.max_size is None and options.timeout is None
+        self.is_plain = not self.flags and not permissions and options.max_size is None and self.function is not None
         self.errors: Mapping[str, ErrorType] = {cls.__name__: error_type(cls) for cls in options.raises}
         _check_type(self.parameters, where)
         try:

@@ -55,6 +55,11 @@ class FrameReader:
         :raises VersionMismatch: the peer speaks no version that this end does.
         """
         held = self._held
+        if not held and self.version and len(data) >= _HEADER_LENGTH:
+            length, kind, flags, call_id = _unpack_header(data)
+            if length + _HEADER_LENGTH == len(data) and length <= self._max_payload:
+                # Most often it is one frame, whole.
+                return [(kind, flags, call_id, data[_HEADER_LENGTH:])]
         if held or not self.version:
             # Appended to, not built anew: a peer that sends octet by octet costs no more than another.
             held += data

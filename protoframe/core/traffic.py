@@ -28,6 +28,8 @@ class Traffic:
     :ivar assembler: messages whose rest is on the way here.
     :ivar credit: what the peer lets this end send of streams.
     :ivar granted: what this end lets the peer send.
+    :ivar unusual: what all of this keeps of messages in parts and of streams: all empty where calls and answers are
+        whole frames.
     :ivar deadlines: of calls in either direction, and of the conversation itself.
     :ivar max_message: octets of the arguments, of a result or of an item that the peer takes.
     :ivar is_ending: whether a GOAWAY went one way or the other.
@@ -41,17 +43,16 @@ class Traffic:
         self.assembler = Assembler(limits.max_unfinished)
         self.credit = Received()
         self.granted = Granted(limits)
+        self.unusual = (self.assembler.messages, self.outbox.cut, self.credit.streams, self.granted.streams)
         self.deadlines = deadlines
         self.max_message = 0
         self.is_ending = False
         self.is_closed = False
-        self._limits = limits
 
     def begin(self, peer: Hello) -> None:
         """Takes what the peer has told of itself."""
         self.max_message = peer.max_message
-        self.outbox.max_frame = peer.max_frame
-        self.outbox.max_unfinished = peer.max_unfinished
+        self.outbox.begin(peer.max_frame, peer.max_unfinished)
         self.credit.begin(peer.stream_credit, peer.connection_credit)
 
     def end(self) -> None:
@@ -59,8 +60,8 @@ class Traffic:
         self.outbox.drop_all()
         self.deadlines.clear()
         self.assembler.clear()
-        self.credit = Received()
-        self.granted = Granted(self._limits)
+        self.credit.streams.clear()
+        self.granted.streams.clear()
 
     # Messages.
 

@@ -334,7 +334,8 @@ class Told(Case):
         ids = self.give_up(1000)
         self.assertEqual(self.told(), ids[:900])
         # One timer is enough for all that wait.
-        self.assertEqual([one for _, one in self.caller.conversation._deadlines._heap].count(-3), 1)
+        deadlines = self.caller.conversation._deadlines
+        self.assertEqual([one for _, one in deadlines._new + deadlines._heap].count(-3), 1)
         for second in range(1, 4):
             self.pair.advance(1.0)
             most = 900 + 30 * second

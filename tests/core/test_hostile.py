@@ -170,6 +170,7 @@ class Hostile(SynchronousTestCase):
             end.conversation.refuse(call_id, ErrorBody(1, "Cancelled", ""))
             end.send()
             end.link.clear()
+            end.conversation.next_timer()
         self.check(end)
         self.assertEqual(end.conversation.state, State.OPEN)
         self.assertLess(len(end.conversation._deadlines), 200)
