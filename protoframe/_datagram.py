@@ -103,7 +103,7 @@ class DatagramCarrier:
     def plain_received(self, plain: Plain, datagram: bytes, address: Address) -> None:
         """Takes a datagram of the association in which `read_plain` found frames and nothing else."""
         now = self._clock()
-        if self._is_over or not self.association.handle_plain(plain, len(datagram), address, now):
+        if not self.association.handle_plain(plain, address, now):
             self.datagram_received(datagram, plain[0], address)
             return
         frames = plain[4]
@@ -170,8 +170,6 @@ class DatagramCarrier:
 
     def send(self, frames: list[bytes]) -> None:
         """Sends frames, as far as the network is known to take them."""
-        if self._is_over:
-            return
         association = self.association
         datagram = association.send_plain(frames)
         if datagram is not None:
@@ -182,6 +180,8 @@ class DatagramCarrier:
             association.sent_plain(datagram, now)
             if not self._is_receiving:
                 self.connection.wake_at(association.next_timer())
+            return
+        if self._is_over:
             return
         now = self._clock()
         association.send(frames)
@@ -235,7 +235,7 @@ class DatagramCarrier:
 
     def lose(self, reason: Exception) -> None:
         """The peer is gone, and nothing is to be sent to it."""
-        self.association.is_closed = True
+        self.association.lose()
         self._end(reason)
 
     def _end(self, reason: Exception) -> None:

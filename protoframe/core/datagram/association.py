@@ -13,13 +13,14 @@ from contextlib import suppress
 
 from protoframe.core.datagram.inflow import Full, Inflow
 from protoframe.core.datagram.mtu import PathMTU
-from protoframe.core.datagram.outflow import Item, Outflow
+from protoframe.core.datagram.outflow import PLAIN, Item, Outflow
 from protoframe.core.datagram.packets import (
     ACCEPT_OVERHEAD,
     BASE_SIZE,
     CLOSE,
     DATA_OVERHEAD,
     LONGEST_ACK,
+    MOST_FRAMES,
     MOST_RANGES,
     PING,
     RUN_OVERHEAD,
@@ -50,6 +51,8 @@ __all__ = ["Address", "Association", "Path"]
 #: Where a peer is: its address as a text, and its port.
 Address = tuple[str, int]
 
+#: Octets of the largest datagram; RFC 768.
+LARGEST_DATAGRAM = 65_507
 #: Octets that may be held because something before them is missing.
 MOST_HELD = 4 * 1024 * 1024
 #: Packets that may be acknowledged together, once a few have been; the peer asks where it is in a hurry.
@@ -166,7 +169,9 @@ class Association:
         # Whether nothing is out of the ordinary, so that packets may come and leave by the short ways.
         self._takes_plain = False
         self._sends_plain = False
-        self._max_frame = limits.max_frame
+        self._plain_room = 0
+        # No frame in a packet is longer than it may be.
+        self._fits = limits.max_frame >= LARGEST_DATAGRAM
 
     # What goes in from above.
 
@@ -183,13 +188,19 @@ class Association:
         """
         if not self._sends_plain:
             return None
-        plain = self.outflow.take_plain(frames, self.mtu.size - _PLAIN_OVERHEAD)
-        if plain is None:
+        for frame in frames:
+            if frame[2:4] not in PLAIN:
+                return None
+        count = len(frames)
+        octets = frames[0] if count == 1 else b"".join(frames)
+        if len(octets) > self._plain_room or count > MOST_FRAMES:
             return None
-        recovery = self.recovery
+        outflow, recovery = self.outflow, self.recovery
+        first = outflow.channel
+        outflow.channel = first + count
         number = recovery.next_number
         recovery.next_number = number + 1
-        return serialize_plain(self._kind, self._peer_id, number, plain[0], len(frames), plain[1])
+        return serialize_plain(self._kind, self._peer_id, number, first, count, octets)
 
     def sent_plain(self, datagram: bytes, now: float) -> None:
         """What `send_plain` gave has left: takes account of it, which the peer need not wait for."""
@@ -212,7 +223,8 @@ class Association:
 
     def _find_short_ways(self) -> None:
         """Finds out whether anything is out of the ordinary."""
-        self._takes_plain = self._is_introduced and not self.recovery.probes
+        self._takes_plain = self._is_introduced and self._fits and self._inflow.is_idle and not self.recovery.probes
+        self._plain_room = self.mtu.size - _PLAIN_OVERHEAD
         self._sends_plain = (
             self._takes_plain
             and self._unacknowledged < RIDE_ALONG
@@ -232,6 +244,11 @@ class Association:
             self._is_closing = True
             self._asks = not self.outflow.is_settled
 
+    def lose(self) -> None:
+        """Closes, without a word to the peer, which is gone."""
+        self.is_closed = True
+        self._leave_short_ways()
+
     def abort(self) -> list[tuple[bytes, Address]]:
         """Closes at once; what is to be sent."""
         if self.is_closed:
@@ -242,25 +259,18 @@ class Association:
 
     # What goes in from below.
 
-    def handle_plain(self, plain: Plain, size: int, address: Address, now: float) -> bool:
+    def handle_plain(self, plain: Plain, address: Address, now: float) -> bool:
         """Takes a packet that has nothing but a run of frames, where it comes in order; whether it does.
 
         Otherwise it is for `handle_datagram`, which would do the same with this one.  When the frames are dealt with,
         `handled_plain` is to follow.
-
-        :param size: its octets.
         """
         _, _, number, first, frames = plain
-        received = self._received
-        if (
-            number != received.end
-            or not self._takes_plain
-            or address != self.path.address
-            or size > self._max_frame
-            or not self._inflow.take_plain(first, len(frames))
-        ):
+        received, done = self._received, self._inflow.done
+        if number != received.end or first != done.end or address != self.path.address or not self._takes_plain:
             return False
         received.end = number + 1
+        done.end = first + len(frames)
         self._newest_at = now
         return True
 

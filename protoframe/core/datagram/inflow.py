@@ -55,6 +55,7 @@ class Inflow:
     :param max_frame: octets of a frame that this end takes, header included.
     :param most: octets that may be held because something before them is missing.
     :ivar is_greeted: whether the first channel, which has the peer's HELLO, has come: before it nothing is given.
+    :ivar done: the channels that have come.
     :ivar has_repeated: whether something came again since this was last set to False.
     """
 
@@ -64,7 +65,7 @@ class Inflow:
         self._max_payload = max_frame - _HEADER_SIZE
         self._most = most
         self._held = 0
-        self._done = RangeSet()
+        self.done = RangeSet()
         self._channels: dict[int, _Channel] = {}
         # What came before the first channel.
         self._early: list[Frame] = []
@@ -81,30 +82,24 @@ class Inflow:
         for frame in frames:
             if len(frame[3]) > self._max_payload:
                 raise self._too_large(len(frame[3]))
-        if self._done.misses(first, end) and not (self._channels and self._is_open(first, end)):
+        if self.done.misses(first, end) and not (self._channels and self._is_open(first, end)):
             self._check_room(0)
-            self._done.add(first, end)
+            self.done.add(first, end)
             self.remember(first, len(frames), octets)
             return frames if self.is_greeted else self._give(first, frames)
         self._compare(first, len(frames), octets)
         self.has_repeated = True
         news: list[Frame] = []
         for number, frame in enumerate(frames, first):
-            if number not in self._done:
+            if number not in self.done:
                 self._close(number)
                 news += self._give(number, [frame])
         return news
 
-    def take_plain(self, first: int, count: int) -> bool:
-        """Notes a run whose channels go on from the last that came, as most do; whether that was so.
-
-        `remember` is to follow.  None of the frames is longer than it may be.
-        """
-        done = self._done
-        if first != done.end or self._channels or not self.is_greeted:
-            return False
-        done.end = first + count
-        return True
+    @property
+    def is_idle(self) -> bool:
+        """Whether a run whose channels go on from the last that came has only to be added to `done`, and remembered."""
+        return self.is_greeted and not self._channels
 
     def take_part(self, part: Part) -> list[Frame]:
         """The frames that octets of a channel complete.
@@ -113,7 +108,7 @@ class Inflow:
         :raises Full: there is no room.
         """
         number, offset, octets, is_last = part.channel, part.offset, part.octets, part.is_last
-        if number in self._done:
+        if number in self.done:
             self.has_repeated = True
             return []
         channel = self._channels.get(number)
@@ -168,7 +163,7 @@ class Inflow:
         if length > self._max_payload:
             raise self._too_large(length)
         self._check_room(0)
-        self._done.add(number, number + 1)
+        self.done.add(number, number + 1)
         return self._give(number, [(kind, flags, call_id, octets[_HEADER_SIZE:])])
 
     def _too_large(self, length: int) -> FrameTooLarge:
@@ -183,7 +178,7 @@ class Inflow:
             or nothing would ever free any.
         :raises Full: there is none.
         """
-        if self._held + more + _PIECE * len(self._done) > self._most and (
+        if self._held + more + _PIECE * len(self.done) > self._most and (
             number < 0 or number > min(self._channels, default=number)
         ):
             raise Full
@@ -236,7 +231,7 @@ class Inflow:
         if channel is not None:
             self._held -= _CHANNEL + len(channel.buffer)
             self._held -= sum(len(piece) + _PIECE for piece in channel.held.values())
-        self._done.add(number, number + 1)
+        self.done.add(number, number + 1)
 
     def _give(self, number: int, frames: list[Frame]) -> list[Frame]:
         """Frames, unless the first channel has not come yet: then they wait for it."""

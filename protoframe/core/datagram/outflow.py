@@ -26,7 +26,7 @@ from protoframe.core.datagram.packets import (
 from protoframe.core.datagram.ranges import RangeSet
 from protoframe.core.frames import HEADER, Flag, Kind, parse_total, serialize_frame
 
-__all__ = ["Item", "Outflow"]
+__all__ = ["PLAIN", "Item", "Outflow"]
 
 _REQUEST = int(Kind.REQUEST)
 _RESPONSE = int(Kind.RESPONSE)
@@ -43,7 +43,7 @@ _REQUEST_FLAGS = _MORE | _ITEMS | _ONEWAY
 #: Answers in one message, and frames that are to come after what was sent before them.
 _ANSWERS = frozenset((_RESPONSE, _ERROR))
 #: How a whole call, or the answer to one, has its kind and its flags.
-_PLAIN = frozenset(
+PLAIN = frozenset(
     bytes((kind, flags)) for kind in (_REQUEST, _RESPONSE) for flags in range(256) if not flags & _REQUEST_FLAGS
 )
 _AFTER_ALL = frozenset((_CANCEL, _GOAWAY))
@@ -120,6 +120,7 @@ class Outflow:
     :ivar unacknowledged: items that were sent and have not come.
     :ivar queued: octets of frames that wait to be sent for the first time.
     :ivar asks: whether something waits until what was sent before it has come, and nobody was asked for an ACK yet.
+    :ivar channel: the number of the next channel.
     :ivar lanes: channels of several frames that are open, by the ids of their calls.
     """
 
@@ -135,7 +136,7 @@ class Outflow:
         # CANCEL and GOAWAY, until what was sent before them has come, and the first serial after that.
         self._held: deque[tuple[int, bytes]] = deque()
         self.lanes: dict[int, Lane] = {}
-        self._channel = 0
+        self.channel = 0
         self._serial = 0
         # The first frame is HELLO, and goes before all others.
         self._is_bulks_turn = True
@@ -163,7 +164,7 @@ class Outflow:
         for frame in frames:
             self.queued += len(frame)
             kind = frame[2]
-            if not self._channel:
+            if not self.channel:
                 # The peer takes nothing before channel 0: there is what greets it.
                 self._put_whole(frame)
             elif kind == _REQUEST:
@@ -184,29 +185,11 @@ class Outflow:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is to be sent before, or in the order of, what comes next, so that `take_plain` may."""
-        return not (self._small or self._bulk or self._once or self.lost or self.lanes) and self._channel > 0
-
-    def take_plain(self, frames: list[bytes], room: int) -> tuple[int, bytes] | None:
-        """The first channel and the octets of the RUN that frames fit; ``None`` where they do not make one.
-
-        :param room: octets of frames that it can have.
-
-        It is what `put` and `fill` come to for most calls and answers, in one step; `sent_plain` is to follow.
-        """
-        for frame in frames:
-            if frame[2:4] not in _PLAIN:
-                return None
-        count = len(frames)
-        octets = frames[0] if count == 1 else b"".join(frames)
-        if len(octets) > room or count > MOST_FRAMES:
-            return None
-        first = self._channel
-        self._channel = first + count
-        return first, octets
+        """Whether nothing is to be sent before, or in the order of, what comes next."""
+        return not (self._small or self._bulk or self._once or self.lost or self.lanes) and self.channel > 0
 
     def sent_plain(self, segment: bytes) -> Item:
-        """The item of a RUN that was sent."""
+        """The item of a RUN that was sent: of frames in `PLAIN`, each in a channel of its own."""
         item = Item(segment, self._serial)
         self._serial += 1
         self.unacknowledged.add(item)
@@ -275,8 +258,8 @@ class Outflow:
         return int.from_bytes(frame[4:12])
 
     def _next_channel(self) -> int:
-        channel = self._channel
-        self._channel = channel + 1
+        channel = self.channel
+        self.channel = channel + 1
         return channel
 
     # What comes out.
@@ -375,8 +358,8 @@ class Outflow:
             return room
         octets = b"".join(frames) if len(frames) > 1 else frames[0]
         self.queued -= len(octets)
-        segment = serialize_run(self._channel, len(frames), octets)
-        self._channel += len(frames)
+        segment = serialize_run(self.channel, len(frames), octets)
+        self.channel += len(frames)
         self._add(Item(segment, self._serial), segments, items)
         return left
 
