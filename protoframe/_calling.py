@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from protoframe._context import NO_METADATA, NOWHERE, Scope, decode_metadata, fire_in, scope
+from protoframe._context import NO_METADATA, NOWHERE, Scope, decode_metadata, fire_in, get_scope, scope
 from protoframe._handler import RunningHandler
 from protoframe._inlets import Inlets, Stream, ended_inlet
 from protoframe._outlets import Outlet, Outlets
@@ -139,6 +139,13 @@ class JSONStream(JSONMethod):
 
 class CallCancelled(Cancelled, CancelledError):
     """What a call fails with that this end cancelled: to Twisted, as for any Deferred, a `CancelledError`."""
+
+
+class _Answer(Deferred[Any]):
+    """What a caller waits for; it knows its call, for whoever cancels it."""
+
+    __slots__ = ("call_id",)
+    call_id: int
 
 
 class PendingCall(msgspec.Struct):
@@ -310,6 +317,8 @@ class Caller(Interceptable):
     ) -> None:
         super().__init__()
         self._conversation = conversation
+        self._request_plain = conversation.request
+        self._canceller = self._cancel
         self._max_nesting = limits.max_nesting
         self._default_timeout = limits.default_timeout
         self._max_oneway = limits.max_waiting
@@ -326,21 +335,21 @@ class Caller(Interceptable):
 
         :param sent: the items of the parameter that is a stream, where there is one.
         """
-        deferred: Deferred[Any] = Deferred(self._cancel)
-        around = scope.get()
+        deferred = _Answer(self._canceller)
+        around = get_scope()
         call = PendingCall(deferred, method, around)
         try:
             if method.is_ordinary and around is NOWHERE and not self._inlets.left:
                 # What is left of `_request` for most calls.
-                now = self._clock()
-                deadline = now + self._default_timeout
-                call_id = self._conversation.request(method.wire_name, arguments, call, deadline, now)
-                self._wake()
+                clock, request, wake = self._clock, self._request_plain, self._wake
+                now = clock()
+                call_id = request(method.wire_name, arguments, call, now + self._default_timeout, now)
+                wake()
             else:
                 call_id = self._request(method, arguments, call, around)
         except Error as error:
             return failed(error)
-        call.call_id = deferred.call_id = call_id  # type: ignore[attr-defined]
+        call.call_id = deferred.call_id = call_id
         if sent is not None:
             self._send(call_id, method, sent)
         return deferred
@@ -426,7 +435,7 @@ class Caller(Interceptable):
 
     def _cancel(self, deferred: Deferred[Any]) -> None:
         # `CallFailed` fires the Deferred, unless the call has an outcome by now that is about to be told.
-        call_id: int = deferred.call_id  # type: ignore[attr-defined]
+        call_id = typing.cast("_Answer", deferred).call_id
         cancelled = CallCancelled("cancelled by the caller")
         self._conversation.cancel(call_id, cancelled)
         self._settle()

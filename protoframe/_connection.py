@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from protoframe._calling import Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed
 from protoframe._clock import Timer, call_later, clock_of, watch_steps
-from protoframe._context import NOWHERE, run_nowhere, scope
+from protoframe._context import NOWHERE, get_scope, run_nowhere
 from protoframe._inlets import Inlets, Stream
 from protoframe._outlets import Outlets
 from protoframe._pings import Pings
@@ -145,6 +145,48 @@ class Connection:
     :ivar timer_due: when the timer goes off that this and the carrier share; infinity for never.
     :ivar opened: fires when the conversation is open, or fails with why it will not be.
     """
+
+    # More attributes than the dictionaries of instances share the names of.
+    __slots__ = (
+        "__weakref__",
+        "_again",
+        "_allowance",
+        "_anonymous",
+        "_authenticating",
+        "_authenticator",
+        "_busy",
+        "_carrier",
+        "_clock",
+        "_close_timer",
+        "_closing",
+        "_conversation",
+        "_drain_timer",
+        "_drained_by",
+        "_end_error",
+        "_inlets",
+        "_is_drained",
+        "_keeper",
+        "_limits",
+        "_made",
+        "_next_timer",
+        "_outlets",
+        "_over",
+        "_paused",
+        "_pings",
+        "_reactions",
+        "_reactor",
+        "_server",
+        "_timer",
+        "_traffic",
+        "_waiting_for_end",
+        "_wake",
+        "address",
+        "calls",
+        "opened",
+        "protocols",
+        "timer_due",
+        "where",
+    )
 
     def __init__(
         self,
@@ -457,7 +499,7 @@ class Connection:
         """Acts on what happened, sends what there is to send, and sets the timer."""
         if self._busy:
             return
-        if scope.get() is not NOWHERE:
+        if get_scope() is not NOWHERE:
             # Somebody's deadline surrounds this: that of who made the call, or, where the reactor keeps contexts as
             # asyncio's does, of who was there when a timer was set.  It is not that of the callbacks that run here.
             run_nowhere(self._transmit)
@@ -521,7 +563,8 @@ class Connection:
             if traffic.is_closed:
                 self._close()
             else:
-                due = self._next_timer()
+                next_timer = self._next_timer
+                due = next_timer()
                 if due < self.timer_due:
                     self.wake_at(due)
         finally:

@@ -70,8 +70,11 @@ class Call(msgspec.Struct, frozen=True):
 
 scope: ContextVar[Scope] = ContextVar("protoframe.scope", default=Scope())  # noqa: B039 - it is frozen
 
+# Looked up once: a method of a variable that was imported is looked up anew by each call.
+get_scope, set_scope = scope.get, scope.set
+
 #: What surrounds a call where nobody has said anything.
-NOWHERE = scope.get()
+NOWHERE = get_scope()
 NO_METADATA: Mapping[str, str] = NOWHERE.received
 
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, str]).decode

@@ -102,8 +102,9 @@ class DatagramCarrier:
 
     def plain_received(self, plain: Plain, datagram: bytes, address: Address) -> None:
         """Takes a datagram of the association in which `read_plain` found frames and nothing else."""
-        now = self._clock()
-        if not self.association.handle_plain(plain, address, now):
+        clock, association = self._clock, self.association
+        now = clock()
+        if not association.handle_plain(plain, address, now):
             self.datagram_received(datagram, plain[0], address)
             return
         frames = plain[4]
@@ -112,7 +113,7 @@ class DatagramCarrier:
             self.connection.frames_received(frames, now)
         finally:
             self._is_receiving = False
-            self.association.handled_plain(plain, datagram, now)
+            association.handled_plain(plain, datagram, now)
         self._received(frames, now)
 
     def datagram_received(self, datagram: bytes, kind: int, address: Address) -> None:
@@ -173,8 +174,9 @@ class DatagramCarrier:
         association = self.association
         datagram = association.send_plain(frames)
         if datagram is not None:
-            is_too_large = self.transmit(datagram, association.path.address)
-            now = self._clock()
+            transmit, clock = self.transmit, self._clock
+            is_too_large = transmit(datagram, association.path.address)
+            now = clock()
             if is_too_large:
                 self._too_large(len(datagram), now)
             association.sent_plain(datagram, now)

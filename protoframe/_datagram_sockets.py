@@ -91,13 +91,17 @@ def peer_address(address: Address) -> IPv4Address | IPv6Address:
 
 
 class _Port(DatagramProtocol):
-    """What both ends do with a socket."""
+    """What both ends do with a socket.
+
+    :param is_connected: whether it sends to one address alone.
+    """
 
     noisy = False
     transport: Any
     _handle: Any = None
-    # Whether it sends to one address alone.
-    _is_connected = False
+
+    def __init__(self, *, is_connected: bool) -> None:
+        self._is_connected = is_connected
 
     def startProtocol(self) -> None:
         """Sets the socket up."""
@@ -150,6 +154,7 @@ class DatagramServer(_Port):
     """
 
     def __init__(self, reactor: Any, factory: Any) -> None:
+        super().__init__(is_connected=False)
         self._reactor = reactor
         self._clock = clock_of(reactor)
         self._factory = factory
@@ -279,9 +284,8 @@ class DatagramServer(_Port):
 class _ClientSocket(_Port):
     """One socket of a client, connected to the server."""
 
-    _is_connected = True
-
     def __init__(self, client: DatagramClient) -> None:
+        super().__init__(is_connected=True)
         self._client = client
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:

@@ -37,9 +37,6 @@ class Proxy:
     def __repr__(self) -> str:
         return f"<{self._protocol.__name__} at {self._where}>"
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"{self._protocol.__name__} has no request called {name}")
-
 
 #: Made once for each Protocol.
 _classes: dict[type, type[Proxy]] = {}

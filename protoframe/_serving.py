@@ -21,7 +21,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from protoframe._context import NO_METADATA, Scope, decode_metadata, scope
+from protoframe._context import NO_METADATA, Scope, decode_metadata, set_scope
 from protoframe._handler import RunningHandler
 from protoframe._inlets import Inlets, Stream
 from protoframe._outlets import Outlet, Outlets, travelling
@@ -116,6 +116,9 @@ class Server:
     ) -> None:
         self._conversation = conversation
         self._traffic = conversation.traffic
+        # A method, or what an attribute has, is looked up anew each time that it is called as an attribute.
+        self._respond = conversation.respond
+        self._beginning = self._begin
         self._table = table
         self._protocols = protocols
         self._max_nesting = limits.max_nesting
@@ -239,7 +242,7 @@ class Server:
             self._handler_failed(event.call_id, method, error, event.flags, event.deadline)
             return
         context = copy_context()
-        context.run(self._begin, context, event, method, self._protocols[index], arguments, received)
+        context.run(self._beginning, context, event, method, self._protocols[index], arguments, received)
 
     def _begin(
         self,
@@ -251,7 +254,7 @@ class Server:
         received: Mapping[str, str],
     ) -> None:
         deadline = event.deadline if event.deadline != math.inf else None
-        scope.set(Scope(self._clock, deadline, b"", method.full_name, self._address, received, self.identity))
+        set_scope(Scope(self._clock, deadline, b"", method.full_name, self._address, received, self.identity))
         try:
             if self._interceptors:
                 result: Any = self._intercepted(event, method, protocol, arguments, received)
@@ -490,7 +493,8 @@ class Server:
             if self._kept and call_id in self._kept:
                 self._finish(call_id, Reply(octets))
             else:
-                self._conversation.respond(call_id, octets)
+                respond = self._respond
+                respond(call_id, octets)
         except MessageTooLarge as error:
             _log.error("{method}: {error}", method=method.full_name, error=error.message)
             self._answer_error(call_id, ErrorBody(error.status, error.type_name, error.message))

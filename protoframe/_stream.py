@@ -61,6 +61,7 @@ class StreamCarrier(TwistedProtocol):
         self._peer_is_paused = False
         self._is_over = False
         self._socket: Any = None
+        self._is_direct = False
         self._reader = FrameReader(limits.max_frame, limits.frame_timeout)
 
     # IProtocol
@@ -95,7 +96,8 @@ class StreamCarrier(TwistedProtocol):
         if self._is_over:
             return
         try:
-            now = self._clock()
+            clock = self._clock
+            now = clock()
             frames = reader.feed(data, now)
         except (RemoteProtocolError, VersionMismatch) as error:
             self.connection.violated(error)
@@ -155,8 +157,7 @@ class StreamCarrier(TwistedProtocol):
         is left to `write`.
         """
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        transport = self.transport
-        if self._socket is not None and not (transport.dataBuffer or transport._tempDataBuffer or transport.TLS):
+        if self._socket is not None and (self._is_direct or self._may_be_direct()):
             try:
                 sent = self._socket.send(data)
             except OSError:
@@ -165,7 +166,14 @@ class StreamCarrier(TwistedProtocol):
             if sent == len(data):
                 return
             data = data[sent:]
-        transport.write(data)
+        self._is_direct = False
+        self.transport.write(data)
+
+    def _may_be_direct(self) -> bool:
+        """Whether the transport has nothing to write that was given to it before."""
+        transport = self.transport
+        self._is_direct = not (transport.dataBuffer or transport._tempDataBuffer or transport.TLS)
+        return self._is_direct
 
     def close(self) -> None:
         """Closes when all is written.  What the peer still sends is thrown away.

@@ -79,7 +79,6 @@ class IncomingCalls:
         self._parity = parity
         self._max_arguments = max_arguments
         self._settled = settled
-        self._put = traffic.outbox.put
         # What a GOAWAY said of it: the calls up to this one are answered in any case.
         self._last_promised = 0
         # Of those that run, the ones that want no answer.
@@ -112,7 +111,7 @@ class IncomingCalls:
             except KeyError:
                 raise self._not_open(call_id) from None
         if is_wanted:
-            self._put(_RESPONSE, 0, call_id, result)
+            traffic.outbox.put(_RESPONSE, 0, call_id, result)
         if traffic.is_ending:
             self._settled()
 

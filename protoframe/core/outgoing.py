@@ -99,8 +99,6 @@ class OutgoingCalls:
         self._traffic = traffic
         # All empty where nothing of any call is out of the ordinary.
         self._unusual = (*traffic.unusual, self.waiting)
-        self._put_request = traffic.outbox.put_request
-        self._add_deadline = traffic.deadlines.add
         self._max_message = limits.max_message
         self._max_waiting = limits.max_waiting
         self._next_id = first
@@ -161,20 +159,20 @@ class OutgoingCalls:
                 if flags & _STREAMS:
                     raise LocalProtocolError("a call without an answer has no streams")
                 self._next_id = call_id + 2
-                self._put_request(call_id, flags, deadline - now, method, metadata, arguments)
+                traffic.outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
                 return call_id
         if len(self.pending) >= self.slots:
             if len(self.waiting) >= self._max_waiting:
                 raise not_run(TooManyCalls(f"{len(self.waiting)} calls wait for a slot already"))
             self.waiting[call_id] = _Waiting(call_id, method, metadata, arguments, deadline, flags)
         else:
-            self._put_request(call_id, flags, deadline - now, method, metadata, arguments)
+            traffic.outbox.put_request(call_id, flags, deadline - now, method, metadata, arguments)
         self._next_id = call_id + 2
         self.pending[call_id] = token
         if flags & _STREAMS:
             traffic.open_streams(call_id, ours=flags & _ITEMS, theirs=flags & _STREAM)
         if deadline != math.inf:
-            self._add_deadline(call_id, deadline)
+            traffic.deadlines.add(call_id, deadline)
         return call_id
 
     def cancel(self, call_id: int, error: Error | None = None) -> None:

@@ -279,7 +279,8 @@ class Method:
         """
         try:
             if self.argument_bounds is _TYPED and not json:
-                return _astuple(self._decode_arguments(octets))
+                decode = self._decode_arguments
+                return _astuple(decode(octets))
             if self.argument_bounds is not _TYPED:
                 check = check_json if json else check_msgpack
                 check(octets, max_nesting, self.argument_bounds)
@@ -295,7 +296,8 @@ class Method:
         try:
             if self.result_bounds is not _TYPED:
                 check_msgpack(octets, max_nesting, self.result_bounds)
-            return self._decode_result(octets)
+            decode = self._decode_result
+            return decode(octets)
         except _CODEC_ERRORS as error:
             fault = invalid_value(error)
         except Exception as error:

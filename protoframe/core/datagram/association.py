@@ -120,6 +120,42 @@ class Association:
     :ivar token: what the peer, a server, gave to be shown at the next connection.
     """
 
+    # More attributes than the dictionaries of instances share the names of.
+    __slots__ = (
+        "_ack_at",
+        "_acks",
+        "_answers",
+        "_asks",
+        "_awaits",
+        "_candidate",
+        "_fits",
+        "_inflow",
+        "_is_closing",
+        "_is_introduced",
+        "_is_lossy",
+        "_is_server",
+        "_kind",
+        "_newest_at",
+        "_peer_id",
+        "_plain_room",
+        "_probes",
+        "_random",
+        "_received",
+        "_send_at",
+        "_sends_plain",
+        "_silent",
+        "_silent_due",
+        "_takes_plain",
+        "_unacknowledged",
+        "is_closed",
+        "mtu",
+        "outflow",
+        "own_id",
+        "path",
+        "recovery",
+        "token",
+    )
+
     def __init__(
         self,
         *,
@@ -482,7 +518,7 @@ class Association:
         outflow = self.outflow
         return bool(
             self._acks
-            or outflow.has_more
+            or outflow.has_more()
             or self._ack_at <= now
             or self._asks
             or self._answers
@@ -504,7 +540,7 @@ class Association:
             congestion = recovery.congestion
             if (
                 len(self._acks) > 1
-                or not outflow.has_more
+                or not outflow.has_more()
                 or congestion.in_flight + 2 * self.mtu.size > congestion.window
             ):
                 self._handle_acks()
@@ -517,7 +553,7 @@ class Association:
                 self.mtu.probing = 0
         size = self.mtu.size
         while True:
-            has_data = outflow.has_more or self._asks
+            has_data = outflow.has_more() or self._asks
             if not (has_data or self._answers or self._ack_at <= now) or not (path.is_proven or path.takes(size)):
                 break
             is_free = self._probes > 0
@@ -589,7 +625,7 @@ class Association:
                 self._silent_due = now + SILENCE
             if self._probes:
                 self._probes -= 1
-                if self._probes and not outflow.has_more:
+                if self._probes and not outflow.has_more():
                     outflow.send_again(items)
                     self._asks = True
             if size > self.mtu.nearly:

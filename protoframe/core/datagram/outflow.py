@@ -141,7 +141,6 @@ class Outflow:
         # The first frame is HELLO, and goes before all others.
         self._is_bulks_turn = True
 
-    @property
     def has_more(self) -> bool:
         """Whether something waits to be sent."""
         return bool(self._small or self._bulk or self._once or self.lost)

@@ -34,7 +34,7 @@ def filled(out, room=ROOM):
 def all_of(out, room=ROOM):
     """Everything that there is to send: what `filled` gives, packet by packet."""
     packets = []
-    while out.has_more:
+    while out.has_more():
         segments, items = filled(out, room)
         if segments:
             packets.append((segments, items))
