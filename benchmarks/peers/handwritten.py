@@ -7,6 +7,7 @@ reactor has for a connection is written at once.  There are no limits, errors, c
 from __future__ import annotations
 
 import struct
+import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
@@ -65,9 +66,8 @@ class Frames(Protocol):
 
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
+        self.unsent: list[bytes] = []
         self._rest = bytearray()
-        self._unsent: list[bytes] = []
-        self._is_reading = False
         self._is_scheduled = False
 
     def connectionMade(self) -> None:
@@ -80,35 +80,28 @@ class Frames(Protocol):
                 return
             data = bytes(self._rest)
             self._rest.clear()
-        view = memoryview(data)
-        offset, size = 0, len(data)
-        self._is_reading = True
-        while size - offset >= 4:
-            end = offset + 4 + LENGTH.unpack_from(data, offset)[0]
-            if end > size:
-                break
-            self.frameReceived(view, offset, end)
-            offset = end
-        self._is_reading = False
-        if offset < size:
-            self._rest += view[offset:]
-        if self._unsent:
-            self._flush()
+        # What is sent while this turn lasts goes out at its end.
+        self._is_scheduled = True
+        end = self.framesReceived(data)
+        if end < len(data):
+            self._rest += memoryview(data)[end:]
+        self.flush()
 
-    def frameReceived(self, view: memoryview, offset: int, end: int) -> None:
+    def framesReceived(self, data: bytes) -> int:
+        """Takes the whole frames that there are; where they end."""
         raise NotImplementedError
 
-    def send(self, *parts: bytes) -> None:
-        """Sends these octets with the others of this turn."""
-        self._unsent += parts
-        if not (self._is_reading or self._is_scheduled):
+    def schedule(self) -> None:
+        """Has what is unsent written at the end of this turn."""
+        if not self._is_scheduled:
             self._is_scheduled = True
-            self.reactor.callLater(0, self._flush)
+            self.reactor.callLater(0, self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         self._is_scheduled = False
-        self.transport.write(b"".join(self._unsent))
-        self._unsent.clear()
+        if self.unsent:
+            self.transport.write(b"".join(self.unsent))
+            self.unsent.clear()
 
 
 @types.coroutine
@@ -123,23 +116,34 @@ def rest_of(coroutine: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any,
 
 
 class Server(Frames):
-    def frameReceived(self, view: memoryview, offset: int, end: int) -> None:
-        _, number, seconds, length = REQUEST.unpack_from(view, offset)
-        if seconds <= 0:
-            return
-        begin = offset + REQUEST.size
-        decode, handler = METHODS[bytes(view[begin : begin + length])]
-        coroutine = handler(decode(view[begin + length : end]))
-        try:
-            awaited = coroutine.send(None)
-        except StopIteration as done:
-            self.respond(done.value, number)
-        else:
-            Deferred.fromCoroutine(rest_of(coroutine, awaited)).addCallback(self.respond, number)
+    def framesReceived(self, data: bytes) -> int:
+        view = memoryview(data)
+        unsent = self.unsent
+        offset, size = 0, len(data)
+        while size - offset >= REQUEST.size:
+            length, number, seconds, name_length = REQUEST.unpack_from(data, offset)
+            end = offset + 4 + length
+            if end > size:
+                break
+            arguments = offset + REQUEST.size + name_length
+            decode, handler = METHODS[data[offset + REQUEST.size : arguments]]
+            if seconds > 0:
+                coroutine = handler(decode(view[arguments:end]))
+                try:
+                    awaited = coroutine.send(None)
+                except StopIteration as done:
+                    body = encode(done.value)
+                    unsent += (RESPONSE.pack(4 + len(body), number), body)
+                else:
+                    Deferred.fromCoroutine(rest_of(coroutine, awaited)).addCallback(self.respond, number)
+            offset = end
+        return offset
 
     def respond(self, result: Any, number: int) -> None:
+        """Sends what a handler that has waited gives."""
         body = encode(result)
-        self.send(RESPONSE.pack(4 + len(body), number), body)
+        self.unsent += (RESPONSE.pack(4 + len(body), number), body)
+        self.schedule()
 
 
 class Client(Frames):
@@ -158,19 +162,30 @@ class Client(Frames):
         self._last = number = self._last + 1
         body = encode(arguments)
         head = REQUEST.pack(REQUEST.size - 4 + len(name) + len(body), number, DEADLINE, len(name))
+        self.unsent += (head, name, body)
+        if not self._is_scheduled:
+            self.schedule()
         done: Deferred[Any] = Deferred()
-        self._calls[number] = (done, decode, self.reactor.seconds() + DEADLINE)
-        self.send(head, name, body)
+        self._calls[number] = (done, decode, time.monotonic() + DEADLINE)
         return done
 
-    def frameReceived(self, view: memoryview, offset: int, end: int) -> None:
-        _, number = RESPONSE.unpack_from(view, offset)
-        done, decode, _ = self._calls.pop(number)
-        done.callback(decode(view[offset + 8 : end]))
+    def framesReceived(self, data: bytes) -> int:
+        view = memoryview(data)
+        calls = self._calls
+        offset, size = 0, len(data)
+        while size - offset >= RESPONSE.size:
+            length, number = RESPONSE.unpack_from(data, offset)
+            end = offset + 4 + length
+            if end > size:
+                break
+            done, decode, _ = calls.pop(number)
+            done.callback(decode(view[offset + RESPONSE.size : end]))
+            offset = end
+        return offset
 
     def _look(self) -> None:
         """Fails the calls whose time is over."""
-        now = self.reactor.seconds()
+        now = time.monotonic()
         while self._calls:
             number, (done, _, deadline) = next(iter(self._calls.items()))
             if deadline > now:
