@@ -66,11 +66,15 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         description="Measures protoframe beside its peers; prints a table, and writes JSON, a page and a figure.",
     )
     parser.add_argument("--rounds", type=whole, metavar="N", help=f"of all workloads: {ROUNDS}")
-    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="workloads that have it in their name")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="workloads that have it in their name"
+    )
     parser.add_argument("--peer", action="append", default=[], metavar="NAME", help="these peers alone")
     parser.add_argument("--scale", type=above_zero, metavar="X", help="how many times as much as usual each does")
     parser.add_argument("--quick", action="store_true", help=f"one round, and {QUICK_SCALE:g} of what is usual")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="where all figures are written: build/benchmarks.json")
+    parser.add_argument(
+        "--json", type=Path, metavar="PATH", help="where all figures are written: build/benchmarks.json"
+    )
     parser.add_argument(
         "--docs",
         action=argparse.BooleanOptionalAction,
@@ -96,7 +100,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     scale = options.scale or (QUICK_SCALE if options.quick else 1.0)
     jobs, left_out = jobs_of(WORKLOADS, options.only, options.peer, scale)
     has_loss = not options.peer and (not options.only or any(text.lower() in loss.NAME for text in options.only))
-    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr))
+
+    def say(text: str) -> None:
+        if not options.quiet:
+            print(text, file=sys.stderr)
+
     for line in left_out:
         say(line)
     load = machine.load()

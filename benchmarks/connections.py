@@ -63,9 +63,7 @@ async def _open(open_one: Callable[[int], Awaitable[T]], first: int, count: int)
     return opened
 
 
-async def idle_memory(
-    task: Task, open_one: Callable[[int], Awaitable[T]], use: Callable[[T], Awaitable[Any]]
-) -> float:
+async def idle_memory(task: Task, open_one: Callable[[int], Awaitable[T]], use: Callable[[T], Awaitable[Any]]) -> float:
     """Bytes that the server has more for each connection that is open, in Twisted; all of them are used in the end."""
     first = min(FIRST, task.count // 2)
     held = await _open(open_one, 0, first)

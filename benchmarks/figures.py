@@ -60,7 +60,9 @@ def draw(found: Found, path: Path) -> None:
             _bars(figure.add_subplot(grid[index // COLUMNS, index % COLUMNS]), workload)
         for index, curve in enumerate(curves):
             _curve(figure.add_subplot(grid[rows_of_bars, index]), curve, by_name)
-        figure.suptitle("protoframe's figure divided by each peer's: to the right of 1 protoframe is faster", fontsize=11)
+        figure.suptitle(
+            "protoframe's figure divided by each peer's: to the right of 1 protoframe is faster", fontsize=11
+        )
         figure.savefig(path, metadata={"Software": None})
 
 

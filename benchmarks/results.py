@@ -1,7 +1,7 @@
 """What figures come to: medians, ratios within each round, their spread, and whether what is asked holds.
 
-Knows numbers alone: no processes, no files and no words for readers.  What it gives is made of dicts and lists, as it is
-written to JSON and read from there by whatever shows it.
+Knows numbers alone: no processes, no files and no words for readers.  What it gives is made of dicts and lists, as it
+is written to JSON and read from there by whatever shows it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is measured, and what is asked of it, as tables of data.
 
-Knows the name of each workload, what kind of work it is, and how much of it each peer does, which is about half a second
-to a second of its time.  It must not know how peers work, how anything is run, or what was found.
+Knows the name of each workload, what kind of work it is, and how much of it each peer does, which is about half a
+second to a second of its time.  It must not know how peers work, how anything is run, or what was found.
 """
 
 from __future__ import annotations
@@ -135,80 +135,80 @@ MAIN = [
     calls(
         1,
         protoframe=6_000,
-        raw_echo=8_000,
+        raw_echo=9_000,
         handwritten=8_000,
-        amp=3_000,
+        amp=3_600,
         grpc_aio=1_500,
-        grpclib=800,
-        pycapnp=3_000,
-        rpyc=3_000,
+        grpclib=1_200,
+        pycapnp=2_400,
+        rpyc=5_000,
         thriftpy2=6_000,
     ),
     calls(
         64,
-        protoframe=38_400,
-        handwritten=51_200,
-        amp=5_120,
-        grpc_aio=1_920,
-        grpclib=1_280,
-        pycapnp=9_600,
-        rpyc=3_200,
+        protoframe=96_000,
+        handwritten=102_400,
+        amp=12_800,
+        grpc_aio=2_560,
+        grpclib=3_840,
+        pycapnp=19_200,
+        rpyc=5_120,
         thriftpy2=6_400,
     ),
     calls(
         512,
-        protoframe=40_960,
-        handwritten=51_200,
-        amp=5_120,
-        grpc_aio=2_048,
-        grpclib=1_536,
-        pycapnp=10_240,
-        rpyc=3_072,
-        thriftpy2=6_144,
+        protoframe=81_920,
+        handwritten=102_400,
+        amp=12_288,
+        grpc_aio=3_072,
+        grpclib=3_072,
+        pycapnp=15_360,
+        rpyc=5_120,
+        thriftpy2=5_120,
     ),
     payloads(
         KIB,
-        protoframe=6_000,
-        raw_stream=8_000,
-        handwritten=6_000,
-        amp=3_000,
+        protoframe=8_000,
+        raw_stream=10_000,
+        handwritten=8_000,
+        amp=4_000,
         grpc_aio=1_500,
-        grpclib=800,
-        pycapnp=3_000,
-        rpyc=3_000,
+        grpclib=1_000,
+        pycapnp=2_400,
+        rpyc=4_800,
         thriftpy2=6_000,
     ),
     payloads(
         64 * KIB,
         protoframe=3_000,
-        raw_stream=4_000,
-        handwritten=3_000,
+        raw_stream=5_000,
+        handwritten=5_000,
         grpc_aio=1_000,
-        grpclib=400,
-        pycapnp=1_500,
-        rpyc=1_000,
-        thriftpy2=2_000,
+        grpclib=600,
+        pycapnp=1_800,
+        rpyc=1_800,
+        thriftpy2=4_000,
     ),
     payloads(
         4 * MIB,
-        protoframe=100,
-        raw_stream=150,
-        handwritten=100,
+        protoframe=50,
+        raw_stream=240,
+        handwritten=80,
         grpc_aio=40,
         grpclib=20,
         pycapnp=80,
-        rpyc=60,
-        thriftpy2=60,
+        rpyc=32,
+        thriftpy2=90,
     ),
     Workload(
         name="stream of small items",
         kind=Kind.ITEMS,
-        counts=named({"protoframe": 300_000, "grpc_aio": 15_000, "grpclib": 15_000, "rpyc": 3_000}),
+        counts=named({"protoframe": 1_000_000, "grpc_aio": 10_000, "grpclib": 24_000, "rpyc": 6_000}),
     ),
     Workload(
         name="opening connections",
         kind=Kind.OPENING,
-        counts=named({"protoframe": 960, "raw_echo": 1_920, "amp": 960, "grpc_aio": 192}),
+        counts=named({"protoframe": 640, "raw_echo": 1_920, "amp": 1_600, "grpc_aio": 240}),
         at_once=16,
     ),
     Workload(
@@ -220,13 +220,13 @@ MAIN = [
     Workload(
         name="UDP calls, one at a time",
         kind=Kind.CALLS,
-        counts=named({"protoframe_udp": 6_000, "raw_datagrams": 8_000, "aiocoap": 800}),
+        counts=named({"protoframe_udp": 5_000, "raw_datagrams": 8_000, "aiocoap": 800}),
     ),
     Workload(
         name="UDP calls, 64 in flight",
         kind=Kind.CALLS,
         counts=named(
-            {"protoframe_udp": 32_000, "raw_datagrams": 32_000, "aiocoap": 1_280, "aiocoap_confirmable": 1_280}
+            {"protoframe_udp": 76_800, "raw_datagrams": 96_000, "aiocoap": 1_920, "aiocoap_confirmable": 1_280}
         ),
         at_once=64,
     ),
@@ -242,13 +242,13 @@ MAIN = [
 #: What only the curves need: a few peers, and less of each.
 GROWTH = [
     *(
-        calls(at_once, protoframe=our_count, handwritten=our_count, amp=3_072, grpc_aio=1_024)
-        for at_once, our_count in ((4, 12_000), (16, 19_200), (256, 25_600), (1024, 25_600))
+        calls(at_once, protoframe=count, handwritten=count, amp=8_192, grpc_aio=2_048)
+        for at_once, count in ((4, 16_000), (16, 48_000), (256, 76_800), (1024, 76_800))
     ),
-    *(over(connections, protoframe=12_000, raw_echo=16_000) for connections in (10, 100, 1000)),
+    *(over(connections, protoframe=8_000, raw_echo=14_000) for connections in (10, 100, 1000)),
     *(
         payloads(size, protoframe=ours, raw_stream=theirs)
-        for size, ours, theirs in ((16, 4_000, 5_000), (MIB, 200, 300))
+        for size, ours, theirs in ((16, 7_000, 9_000), (MIB, 200, 800))
     ),
 ]
 
@@ -312,7 +312,8 @@ CURVES = [
     Curve(
         "Connections, one call at a time on each",
         "connections",
-        {1: "calls, one at a time"} | {each.connections: each.name for each in _sorted("connections") if each.connections > 1},
+        {1: "calls, one at a time"}
+        | {each.connections: each.name for each in _sorted("connections") if each.connections > 1},
         ("protoframe", "raw echo"),
     ),
     Curve(
