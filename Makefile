@@ -19,7 +19,7 @@ help:
 	@echo "make venv      an environment for development, in $(VENV)"
 	@echo "make test      all tests"
 	@echo "make quality   lint, format, types, documentation"
-	@echo "make bench     protoframe beside its peers, about ten minutes: a table, and docs/benchmarks.md; outages"
+	@echo "make bench     protoframe beside its peers: a table, and docs/benchmarks.md; takes a quarter of an hour"
 	@echo "make soak      the tests of chance and of hostile datagrams for many minutes"
 	@echo "make lossy     calls over a link that loses packets; needs root, ip and iptables"
 	@echo "make docs      the documentation, in docs/_build/html"

@@ -171,9 +171,9 @@ spread is wide, believe the median little.
 WORK = """\
 *Calls* ask for a text of 11 octets in capitals. *Payloads* are octets that the other end counts, one payload at a time;
 a megabyte is 10^6 octets. The *stream* is of such short texts, which the server sends. *Opening* is a connection, one
-call on it, and its end, with 16 at a time. *Memory* is what a server's resident memory grows by for each connection that
-is open and idle; afterwards each of them answers a call. *Start-up* is what a program takes from start to end more than
-`python -c pass`, in milliseconds. For memory and start-up, less is better.
+call on it, and its end, with 16 at a time. *Memory* is what a server's resident memory grows by for each connection
+that is open and idle; afterwards each of them answers a call. *Start-up* is what a program takes from start to end more
+than `python -c pass`, in milliseconds. For memory and start-up, less is better.
 """
 
 REPEAT = """\
@@ -181,7 +181,7 @@ REPEAT = """\
 make bench
 ```
 
-installs the extra `bench` and runs everything, which takes about ten minutes on a machine that does nothing else.
+installs the extra `bench` and runs everything, which takes ten to fifteen minutes on a machine that does nothing else.
 `python -m benchmarks --list` names the workloads; `--only TEXT`, `--peer NAME`, `--rounds N` and `--scale X` measure
 less or more; every figure is in `build/benchmarks.json`, or where `--json PATH` says. Peers that are not installed are
 left out, as are calls under loss where there is no root, `ip` or `iptables`.
