@@ -23,7 +23,8 @@ async def serve_coap() -> None:
     port = free_port(socket.SOCK_DGRAM)
     site = Site()
     site.add_resource(["echo"], Echo())
-    await Context.create_server_context(site, bind=("127.0.0.1", port))
+    # It would listen for CoAP over TCP as well, where the port may not be free.
+    await Context.create_server_context(site, bind=("127.0.0.1", port), transports=["udp6"])
     announce(port)
     await asyncio.get_running_loop().create_future()
 
