@@ -21,16 +21,19 @@ T = TypeVar("T")
 FIRST = 20
 #: How many are being opened at a time where they are to be held.
 AT_ONCE = 32
-#: From one address to one port there are only so many, about half of a host's ports for the outgoing side.
+#: Descriptors, for more connections than any workload has.
+ENOUGH = 65_536
+#: From one address to one port there are fewer connections than a host has ports for what goes out.
 PER_ADDRESS = 5000
 
 
 def raise_limit() -> None:
-    """Lets this process, and those that it starts, have as many descriptors as it may."""
+    """Lets this process have descriptors enough, or as many as it may."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    enough = ENOUGH if hard == resource.RLIM_INFINITY else min(ENOUGH, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
 
 
 def place(port: int, number: int = 0) -> str:
