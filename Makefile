@@ -19,7 +19,7 @@ help:
 	@echo "make venv      an environment for development, in $(VENV)"
 	@echo "make test      all tests"
 	@echo "make quality   lint, format, types, documentation"
-	@echo "make bench     calls a second beside AMP, aiocoap and raw echoes, items beside grpc.aio, outages"
+	@echo "make bench     protoframe beside its peers: a table, and docs/benchmarks.md; takes a quarter of an hour"
 	@echo "make soak      the tests of chance and of hostile datagrams for many minutes"
 	@echo "make lossy     calls over a link that loses packets; needs root, ip and iptables"
 	@echo "make docs      the documentation, in docs/_build/html"
@@ -63,9 +63,7 @@ quality: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
-	$(BIN)/python benchmarks/calls.py
-	$(BIN)/python benchmarks/datagrams.py
-	$(BIN)/python benchmarks/streams.py
+	$(BIN)/python -m benchmarks
 	$(BIN)/python benchmarks/outages.py
 
 # 77 says that there can be no network of its own here.

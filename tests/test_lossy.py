@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -47,14 +48,18 @@ def run(*arguments: str, timeout: float = 240, **variables: str) -> tuple[int, s
 
 
 @pytest.mark.slow
-def test_calls_over_a_link_that_loses_packets_are_answered_and_run_once() -> None:
-    status, output, errors, pid = run("--quick")
+def test_calls_over_a_link_that_loses_packets_are_answered_and_run_once(tmp_path: Path) -> None:
+    status, output, errors, pid = run("--quick", "--json", str(tmp_path / "found"))
     if status == SKIPPED:
         pytest.skip(output.strip())
     assert status == 0, output + errors
     assert output.endswith("\nall holds\n")
     for name in ("udp, 10 %", "udp, 50 %", "udp, 10 %, 64 in flight, round 1", "tcp, 10 %, 64 in flight, round 1"):
         assert f"\n{name}: " in f"\n{output}", output
+    found = json.loads((tmp_path / "found").read_text())
+    assert [(row["name"], row["answered"], row["repeated"]) for row in found["rows"][:1]] == [("udp, 10 %", 100, 0)]
+    assert set(found["compared"]["percentiles"]) == {"udp", "tcp"}
+    assert found["broken"] == []
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
     assert str(pid) not in left
 

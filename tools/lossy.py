@@ -2,6 +2,7 @@
 """Calls over a link that loses packets: a server in one network namespace, its clients in another, real sockets.
 
     tools/lossy.py [--quick] [--calls N] [--loss PERCENT ...] [--transport udp|tcp ...] [--rounds N]
+                   [--json FILE]
 
 Knows how namespaces are made and joined, how packets are lost, and what must hold of calls all the same; not how calls
 are made, which is `lossy_calls.py`'s.  It needs root, `ip` and `iptables`.  It exits with 0 where all holds, with 1
@@ -112,6 +113,22 @@ class Row:
             f"{self.packets:,}",
             "does not hold" if self.faults else "holds",
         )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        outcome = self.outcome
+        return {
+            "name": self.name,
+            "answered": outcome.answered,
+            "late": outcome.late,
+            "other": outcome.hung + outcome.wrong + sum(outcome.failed.values()),
+            "repeated": outcome.repeated,
+            "milliseconds": {f"{part:g}": outcome.percentile(part) for part in (50, 99, 100)},
+            "dropped": self.dropped,
+            "packets": self.packets,
+            "faults": self.faults,
+        }
 
     @property
     def line(self) -> str:
@@ -308,6 +325,7 @@ class Runs:
         self._server = server
         self.rows: list[Row] = []
         self.broken: list[str] = []
+        self.compared: dict[str, Any] | None = None
 
     def say(self, text: str, *, holds: bool) -> None:
         """Prints a result, and keeps it for the end where it is a bad one."""
@@ -393,6 +411,15 @@ class Runs:
         ratio = statistics.median(ratios)
         is_judged = rounds >= ENOUGH_ROUNDS
         holds = ratio <= MOST_OF_TCP
+        self.compared = {
+            "loss": COMPARED_AT,
+            "congestion_control": congestion_control(),
+            "rounds": rounds,
+            "percentiles": medians,
+            "ratio": {"median": ratio, "least": min(ratios), "most": max(ratios)},
+            "most": MOST_OF_TCP,
+            "holds": holds if is_judged else None,
+        }
         self.say(
             f"99th percentile at {COMPARED_AT} % lost each way, 64 in flight: UDP {medians['udp']:,.1f} ms, "
             f"TCP ({congestion_control()}) {medians['tcp']:,.1f} ms, UDP / TCP {ratio:.3f} "
@@ -422,6 +449,11 @@ class Runs:
             print(f"{first.ljust(widths[0])}  {middle}  {last}".rstrip())
         print()
         print("\n".join(["does not hold:", *self.broken]) if self.broken else "all holds")
+
+    def write(self, path: Path) -> None:
+        """Writes the same as JSON."""
+        found = {"rows": [row.record for row in self.rows], "compared": self.compared, "broken": self.broken}
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def congestion_control() -> str:
@@ -468,6 +500,7 @@ def main() -> int:
     parser.add_argument("--loss", type=percent, nargs="+", metavar="PERCENT", help="lost each way: 1 5 10 30 50")
     parser.add_argument("--transport", choices=["udp", "tcp"], nargs="+", default=["udp"], help="of the calls: udp")
     parser.add_argument("--rounds", type=count(0), help="of UDP beside TCP, 0 for none: 5")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what is found is written there too")
     parser.add_argument("--quick", action="store_true", help="100 calls at 10 and 50 %%, and 1 round")
     options = parser.parse_args()
     quick = options.quick
@@ -487,6 +520,8 @@ def main() -> int:
                 if rounds:
                     runs.compare(rounds, 640 if quick else 6400)
                 runs.finish()
+            if options.json:
+                runs.write(options.json)
             return 1 if runs.broken else 0
     except Skipped as why:
         print(f"skipped: {why}")

@@ -1,0 +1,1 @@
+"""protoframe measured beside its peers: `python -m benchmarks`, from the root of the repository."""

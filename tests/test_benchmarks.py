@@ -1,0 +1,263 @@
+"""`python -m benchmarks`: what figures come to, that the tables of workloads and peers fit one another, and a real run.
+
+No peer needs to be installed but Twisted, which always is.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report, results, runner, starts
+from benchmarks.peers import PEERS, Peer
+from benchmarks.progress import Progress
+from benchmarks.runner import Job, Runner, jobs_of
+from benchmarks.workloads import ASKED, CURVES, WORKLOADS, Asked, Kind, Workload
+from tests.processes import ROOT, environment
+
+CALLS = Workload(name="calls", kind=Kind.CALLS, counts={"protoframe": 640, "raw echo": 640}, at_once=64)
+FIGURES = {"calls": {"protoframe": [100.0, 90.0, 300.0], "raw echo": [200.0, 100.0, 300.0]}}
+
+
+def run(*arguments: str, status: int = 0) -> tuple[str, str]:
+    """Standard output and standard error of a run of the package."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+# What figures come to.
+
+
+def test_a_ratio_is_of_the_figures_of_one_round_and_its_median_is_taken_last() -> None:
+    ratios = results.within_rounds([100.0, 90.0, 300.0], [200.0, 100.0, 300.0])
+    assert results.spread(ratios) == {"median": 0.9, "least": 0.5, "most": 1.0}
+
+
+def test_rounds_that_are_missing_are_not_passed_over() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        results.within_rounds([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "found", "holds"),
+    [(2.0, None, 2.0, True), (2.0, None, 1.9, False), (None, 2.0, 2.0, True), (None, 2.0, 2.1, False)],
+)
+def test_what_is_asked_holds_up_to_its_bound(
+    least: float | None, most: float | None, found: float, holds: bool
+) -> None:
+    assert results.holds(Asked("calls", "protoframe", "raw echo", least=least, most=most), found) is holds
+
+
+def test_what_is_asked_is_judged_by_the_median_of_the_ratios() -> None:
+    asked = [Asked("calls", "protoframe", "raw echo", least=0.85), Asked("calls", "protoframe", most=99)]
+    ratio, itself = results.asked_of(asked, FIGURES)
+    assert (ratio["found"]["median"], ratio["holds"]) == (0.9, True)
+    assert (itself["found"]["median"], itself["holds"]) == (100.0, False)
+
+
+def test_what_is_asked_of_something_that_was_not_measured_is_not_judged() -> None:
+    asked = [Asked("calls", "protoframe", "AMP", least=8), Asked("streams", "protoframe", "raw echo", least=1)]
+    assert results.asked_of(asked, FIGURES) == []
+
+
+def test_a_summary_has_every_figure_and_our_ratio_to_each_other_peer() -> None:
+    peers = results.summary(CALLS, FIGURES["calls"])["peers"]
+    assert peers["protoframe"]["figures"] == [100.0, 90.0, 300.0]
+    assert peers["protoframe"]["ratio"] is None
+    assert peers["raw echo"]["ratio"]["median"] == 0.9
+    assert results.summary(CALLS, {"raw echo": [1.0]})["peers"]["raw echo"]["ratio"] is None
+
+
+# The tables.
+
+
+def test_workloads_have_names_of_their_own_and_peers_that_there_are() -> None:
+    assert len({workload.name for workload in WORKLOADS}) == len(WORKLOADS)
+    for workload in WORKLOADS:
+        known = starts.COMMANDS if workload.kind is Kind.START else PEERS
+        assert set(workload.counts) <= set(known), workload.name
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.3, 1.0])
+def test_a_count_fills_each_place_in_flight_alike(scale: float) -> None:
+    for workload in WORKLOADS:
+        for peer in workload.counts:
+            count = workload.count(peer, scale)
+            assert count >= workload.at_once, workload.name
+            assert count % workload.at_once == 0, workload.name
+            assert workload.at_once % workload.connections == 0, workload.name
+
+
+def test_what_is_asked_and_drawn_is_measured() -> None:
+    by_name = {workload.name: workload for workload in WORKLOADS}
+    for asked in ASKED:
+        assert {asked.ours, asked.theirs or asked.ours} <= set(by_name[asked.workload].counts)
+        assert (asked.least is None) != (asked.most is None)
+    for curve in CURVES:
+        assert list(curve.points) == sorted(curve.points)
+        for name in curve.points.values():
+            assert "protoframe" in by_name[name].counts
+
+
+def test_every_peer_is_used_and_its_module_has_the_face_of_one() -> None:
+    used = {name for workload in WORKLOADS for name in workload.counts}
+    assert set(PEERS) <= used
+    for peer in PEERS.values():
+        module = ast.parse((ROOT / "benchmarks" / "peers" / f"{peer.module}.py").read_text())
+        names = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
+        names |= {alias.name for node in module.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        assert {"serve", "take"} <= names, peer.name
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PEERS, "AMP", Peer("AMP", "amp_", ("twisted", "no-such-distribution"), ""))
+    jobs, missing = jobs_of(WORKLOADS, ["calls, "], ["protoframe", "AMP"], 1.0)
+    assert {job.peer for job in jobs} == {"protoframe"}
+    assert missing == ["AMP is left out: no-such-distribution is not installed"]
+
+
+# Runs.
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a short run finds, as it is in its JSON, with what it prints."""
+    path = tmp_path_factory.mktemp("found") / "deep" / "found.json"
+    peers = ("--peer", "protoframe", "--peer", "raw echo")
+    output, errors = run(
+        "--only", "calls, one at a time", *peers, "--rounds", "2", "--scale", "0.01", "--json", str(path)
+    )
+    written: dict[str, Any] = json.loads(path.read_text())
+    return written | {"output": output, "errors": errors}
+
+
+def test_a_run_measures_each_peer_in_each_round_and_judges_what_is_asked(found: dict[str, Any]) -> None:
+    workload = next(each for each in found["workloads"] if each["name"] == "calls, one at a time")
+    assert {peer: len(each["figures"]) for peer, each in workload["peers"].items()} == {"protoframe": 2, "raw echo": 2}
+    assert all(figure > 0 for each in workload["peers"].values() for figure in each["figures"])
+    assert [(each["ours"], each["theirs"]) for each in found["asked"]] == [("protoframe", "raw echo")]
+    assert (found["rounds"], found["left_out"]) == (2, [])
+    assert {"Python", "twisted", "protoframe"} <= set(found["versions"])
+    assert {"processor", "cores", "memory", "system"} <= set(found["machine"])
+
+
+def test_a_run_prints_a_table_and_no_progress_where_there_is_no_terminal(found: dict[str, Any]) -> None:
+    lines = found["output"].splitlines()
+    assert any(line.startswith("raw echo ") for line in lines), found["output"]
+    assert any("at least 0.85" in line for line in lines), found["output"]
+    assert found["errors"] == ""
+
+
+def test_a_page_says_what_made_it_and_has_what_was_found(found: dict[str, Any]) -> None:
+    page = report.page(found, has_figure=False)
+    assert page.startswith("<!-- Generated by `python -m benchmarks`.")
+    assert f"Python {found['versions']['Python']}" in page
+    assert "| raw echo | " in page
+    assert "benchmarks.png" not in page
+    for peer in PEERS.values():
+        assert f"- **{peer.name}** (`{peer.distributions[0]}`). {peer.use}" in page
+
+
+def test_the_page_in_the_documentation_is_one_that_was_generated() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert page.startswith("<!-- Generated by `python -m benchmarks`.")
+    assert (ROOT / "docs" / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_client_that_fails_is_told_and_every_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = runner._start
+
+    def remember(*arguments: str, **options: Any) -> Any:
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(runner, "_start", remember)
+    unknown = dataclasses.replace(CALLS, name="unknown")
+    running = Runner([Job(unknown, "raw echo", 64)], 2, Progress(2, is_shown=False))
+    running.run()
+    assert running.figures == {}
+    assert running.left_out == ["unknown: raw echo: its client ended with 1: StopIteration"]
+    # The server, and the client of the first round alone.
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+
+
+def test_a_server_that_does_not_listen_is_told() -> None:
+    running = Runner([Job(CALLS, "nobody", 64)], 1, Progress(1, is_shown=False))
+    running.run()
+    assert running.left_out == ["calls: nobody: its server does not listen: KeyError: 'nobody'"]
+
+
+def test_what_there_is_not_is_a_usage_error() -> None:
+    _, errors = run("--peer", "pigeon", status=2)
+    assert "there is no peer 'pigeon'" in errors
+    _, errors = run("--only", "pigeons", status=2)
+    assert "no workload has 'pigeons' in its name" in errors
+
+
+def test_the_list_has_every_workload() -> None:
+    output, _ = run("--list")
+    names = {line.partition(" (")[0] for line in output.splitlines()}
+    assert {workload.name for workload in WORKLOADS} | {"calls under loss"} == names
+
+
+# What is shown.
+
+
+class Terminal(io.StringIO):
+    """What standard error is to somebody who watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_says_what_runs_and_how_much_is_left() -> None:
+    output = Terminal()
+    progress = Progress(2, is_shown=True, output=output)
+    progress.plan(["one", "other"])
+    progress.begin("one", "one of them")
+    progress.end("one")
+    progress.begin("other", "the other")
+    assert "0/2  one of them" in output.getvalue()
+    assert "1/2  less than a minute left  the other" in output.getvalue()
+    progress.clear()
+    assert output.getvalue().endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize(("output", "is_shown"), [(io.StringIO(), True), (Terminal(), False)])
+def test_progress_is_for_terminals_and_for_who_wants_it(output: io.StringIO, is_shown: bool) -> None:
+    progress = Progress(1, is_shown=is_shown, output=output)
+    progress.begin("one", "one of them")
+    progress.clear()
+    assert output.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1234567.8, "1,234,568"), (12.345, "12.3"), (1.234, "1.23"), (0.1234, "0.123")]
+)
+def test_a_number_has_the_digits_that_count(value: float, text: str) -> None:
+    assert report.number(value) == text
+
+
+def test_no_module_is_long() -> None:
+    for path in Path(runner.__file__).parent.rglob("*.py"):
+        assert len(path.read_text().splitlines()) < 400, path.name
