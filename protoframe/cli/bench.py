@@ -131,8 +131,8 @@ def bench(
     --concurrency callers sends its next call when it has an answer.
 
     --fail-if takes a threshold that must hold, as those of k6: 'p99<20ms' is what is wanted, and pf fails where p99 is
-    20 ms or more.  There are min, mean, max and p1 to p99.9, with us, ms or s; rate (answers a second); errors and unsent
-    (calls); error-rate, as a fraction or with %.  They are compared by <, <=, > or >=.
+    20 ms or more.  There are min, mean, max and p1 to p99.9, with us, ms or s; rate (answers a second); errors and
+    unsent (calls); error-rate, as a fraction or with %.  They are compared by <, <=, > or >=.
 
     Each call may take --timeout, a stream as a whole.  Errors are counted, and do not end it, but for the very first
     call's.  Arguments are as in pf call, and are read once.
@@ -169,9 +169,7 @@ def bench(
 class _Bench:
     """A measurement."""
 
-    def __init__(
-        self, target: Target, settings: Settings, plan: Plan, given: list[Argument], connections: int
-    ) -> None:
+    def __init__(self, target: Target, settings: Settings, plan: Plan, given: list[Argument], connections: int) -> None:
         from protoframe.cli.bench_report import Bar
 
         self._target = target

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -201,7 +201,7 @@ class Loop:
             self.service.record(int((now - sent) * _NANOSECONDS))
             if type(result) is int:
                 self.items += result
-        if self._from <= now <= self._until:
+        if now <= self._until and (counts or now >= self._from):
             self._in_time += 1
         self._has_outcome = True
         self._ended_one(now)
@@ -210,7 +210,7 @@ class Loop:
         del due, sent
         if self._is_over:
             return
-        error = failure.value or failure.type()
+        error = cast("BaseException", failure.value)
         if not self._has_outcome:
             self._is_over = True
             self._end()
@@ -315,5 +315,7 @@ class OpenLoop(Loop):
         return self._due() - _AHEAD - now if self._number < self._total else math.inf
 
     def _count_unsent(self) -> None:
-        due = min(self._total, self._due_before(self._until - self._began))
+        due = self._total
+        if math.isfinite(self._until):
+            due = min(due, self._due_before(self._until - self._began))
         self.unsent = int(max(0, due - max(self._number, self._first)))
