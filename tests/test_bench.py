@@ -602,6 +602,6 @@ class TestInterruptions:
             relay.close()
             done = ended(process)
         measured = summary(done)
-        assert measured["answered"] > 100
+        assert measured["answered"] > 10
         assert measured["errors"]["ConnectFailed"]["count"] > 100
         assert measured["answered"] + sum(kind["count"] for kind in measured["errors"].values()) == 750
