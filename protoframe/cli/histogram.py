@@ -95,7 +95,7 @@ class Histogram:
             raise ValueError(f"percentile: expected above 0, to 100, got {percent}")
         if not self.count:
             raise ValueError("percentile: nothing was recorded")
-        # In floating point 99.9 % of 1000 would be more than 999.
+        # In floating point 1.1 % of 3000 would be more than 33.
         above = self.count - math.ceil(Fraction(repr(percent)) * self.count / 100)
         # From the top, where what is asked for is near.
         for index in range(_index(self.maximum), -1, -1):
