@@ -510,6 +510,7 @@ class Relay:
 
     :ivar where: where it is.
     :ivar accepted: how many connections there were.
+    :ivar said: how many octets the server has said, for each.
     :ivar passed: is set when the server has said so much.
     """
 
@@ -521,6 +522,7 @@ class Relay:
         self._open: list[socket.socket] = []
         self.where = f"tcp:127.0.0.1:{self._listener.getsockname()[1]}"
         self.accepted = 0
+        self.said: list[int] = []
         self.passed = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -545,16 +547,17 @@ class Relay:
                 self.accepted += 1
                 far = socket.create_connection(self._server)
                 self._open += [near, far]
-                threading.Thread(target=self._pass, args=(near, far, False), daemon=True).start()
-                threading.Thread(target=self._pass, args=(far, near, True), daemon=True).start()
+                self.said.append(0)
+                threading.Thread(target=self._pass, args=(near, far, None), daemon=True).start()
+                threading.Thread(target=self._pass, args=(far, near, len(self.said) - 1), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
+    def _pass(self, source: socket.socket, sink: socket.socket, number: int | None) -> None:
         with contextlib.suppress(OSError):
             while octets := source.recv(65536):
                 sink.sendall(octets)
-                if counts:
-                    self._octets -= len(octets)
-                    if self._octets < 0:
+                if number is not None:
+                    self.said[number] += len(octets)
+                    if sum(self.said) > self._octets:
                         self.passed.set()
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)
@@ -565,6 +568,16 @@ def relay(speech: str) -> Iterator[Relay]:
     made = Relay(speech, 5_000)
     yield made
     made.close()
+
+
+class TestConnections:
+    def test_calls_go_over_them_in_turn(self, relay: Relay) -> None:
+        words = ["-n", "300", "--connections", "3", "--json"]
+        assert summary(pf("bench", relay.where, *UPPER, *words))["answered"] == 300
+        assert relay.accepted == 3
+        # The first has the description too.
+        assert min(relay.said) > 1000
+        assert max(relay.said[1:]) < 1.1 * min(relay.said[1:])
 
 
 class TestInterruptions:
