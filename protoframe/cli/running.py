@@ -1,6 +1,7 @@
 """Runs a conversation: the reactor, deadlines, threads, interrupts, and how errors become a line and an exit status.
 
-The only module of the command line that imports Twisted, and only when a command runs.  Knows no command.
+With `loops` and `connections`, all of the command line that imports Twisted, and only when a command runs.  Knows no
+command.
 """
 
 from __future__ import annotations
