@@ -183,7 +183,9 @@ def closed_port() -> str:
 
 
 class TestHelp:
-    @pytest.mark.parametrize("words", [["--help"], ["--version"], ["call", "--help"], ["completion", "bash"]])
+    @pytest.mark.parametrize(
+        "words", [["--help"], ["--version"], ["call", "--help"], ["bench", "--help"], ["completion", "bash"]]
+    )
     def test_neither_twisted_nor_msgspec_is_imported(self, words: list[str]) -> None:
         script = (
             "import sys\n"
@@ -197,7 +199,7 @@ class TestHelp:
         assert done.stdout.decode().splitlines()[-1] == "0 False False"
 
     def test_each_command_shows_an_example_and_the_statuses(self) -> None:
-        commands = ["call", "list", "describe", "ping", "health"]
+        commands = ["call", "list", "describe", "ping", "bench", "health"]
         for command, done in zip(commands, pf_each([command, "-h"] for command in commands), strict=True):
             assert done.status == 0
             assert f"pf {command} " in done.out.partition("Example")[2]
@@ -821,6 +823,8 @@ class TestCompletion:
         cases: list[tuple[str, list[str]]] = [
             ("pf call WHERE Desk.e", ["Desk.echo"]),
             ("pf describe WHERE Desk.or", ["Desk.order"]),
+            ("pf bench WHERE Desk.e", ["Desk.echo"]),
+            ("pf bench WHERE Desk.order ", ["item:=", "count:="]),
             ("pf call WHERE Desk.order ", ["item:=", "count:="]),
             ("pf call WHERE Desk.order item:={} c", ["count:="]),
             ("pf call WHERE Desk.reverse c", ["content@"]),

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from protoframe.cli.arguments import Argument, compose, open_file, parse_arguments, read_content
+from protoframe.cli.arguments import Argument, open_file, parse_arguments
 from protoframe.cli.completing import complete_argument, complete_method, complete_where
 from protoframe.cli.items import send, take
+from protoframe.cli.methods import UNDESCRIBED, Method, find_method
 from protoframe.cli.options import Settings, check_method, check_where, shared
 from protoframe.cli.output import write_json
 from protoframe.cli.problems import REMOTE, STATUSES
-from protoframe.cli.schemas import takes_bytes
 
 if TYPE_CHECKING:
     from protoframe import Connecting
     from protoframe.cli.running import Progress, Target
-    from protoframe.reflection import MethodDescription, Reflection
+    from protoframe.reflection import Reflection
 
 __all__ = ["call"]
 
@@ -121,15 +121,18 @@ class _Call:
 
         # What may be meant in two ways is for the server to say, who is asked for nothing else.
         is_asked = any(argument.json is None or argument.json.startswith("[") for argument in self._given)
-        method, definitions = await self._describe() if is_asked else (None, {})
+        method = await self._describe() if is_asked else UNDESCRIBED
         sent, plain = self._sorted(method)
-        arguments = await self._composed(plain, method, definitions)
+        # Reading their files does not count as waiting for the server.
+        began_reading = time.monotonic()
+        arguments = await method.compose(plain)
+        self._until += time.monotonic() - began_reading
         patience: _Patience | None = None
         seconds: float | None = None
-        if is_bounded or (method is not None and not method.stream and sent is None):
+        if is_bounded or (method.is_described and not method.streams and sent is None):
             seconds = self._left()
         stream = self._call(arguments, sent, seconds)
-        if seconds is None and sent is None and method is None:
+        if seconds is None and sent is None and not method.is_described:
             patience = _Patience(self._reactor, self._left(), self._streams, lambda: self._give_up(stream))
 
         def began() -> None:
@@ -151,42 +154,18 @@ class _Call:
             raise DeadlineExceeded("the deadline passed before the answer came")
         return rest
 
-    async def _describe(self) -> tuple[MethodDescription | None, dict[str, Any]]:
-        """The method, ``None`` where the server does not say, and the definitions that its schemas refer to."""
-        from protoframe import NotFound, UnknownMethod, timeout
-        from protoframe.cli.describing import describe
+    async def _describe(self) -> Method:
+        from protoframe import timeout
 
-        protocol, _, name = self._target.what.rpartition(".")
-        try:
-            with timeout(self._left()):
-                (description,) = await describe(self._connecting, [protocol])
-        except (NotFound, UnknownMethod) as error:
-            self._is_mute = isinstance(error, UnknownMethod)
-            return None, {}
-        found = [one for one in description.methods if one.name == name]
-        return (found[0] if found else None), description.definitions
+        with timeout(self._left()):
+            method = await find_method(self._connecting, self._target.what)
+        self._is_mute = method.is_mute
+        return method
 
-    def _sorted(self, method: MethodDescription | None) -> tuple[Argument | None, list[Argument]]:
+    def _sorted(self, method: Method) -> tuple[Argument | None, list[Argument]]:
         """The argument that is sent as a stream, and the others."""
-        streams = {one.name for one in method.parameters if one.stream} if method is not None else set()
-        sent = next((argument for argument in self._given if argument.name in streams), None)
+        sent = next((argument for argument in self._given if argument.name in method.sent_streams), None)
         return sent, [argument for argument in self._given if argument is not sent]
-
-    async def _composed(
-        self, plain: list[Argument], method: MethodDescription | None, definitions: dict[str, Any]
-    ) -> bytes:
-        """The arguments that are sent at once.  Reading their files does not count as waiting for the server."""
-        from protoframe.cli.running import in_thread
-
-        began = time.monotonic()
-        for argument in plain:
-            if argument.file is not None:
-                await in_thread(read_content, argument)
-        self._until += time.monotonic() - began
-        if method is None:
-            return compose(plain, lambda _: None)
-        properties = method.arguments_schema.get("properties", {})
-        return compose(plain, lambda name: takes_bytes(properties.get(name), definitions))
 
     def _call(self, arguments: bytes, sent: Argument | None, seconds: float | None) -> Any:
         from protoframe import timeout
@@ -200,8 +179,7 @@ class _Call:
         return max(0.0, self._until - time.monotonic())
 
     async def _streams(self) -> bool:
-        method, _ = await self._describe()
-        return method is not None and method.stream
+        return (await self._describe()).streams
 
     def _give_up(self, stream: Any) -> None:
         from twisted.internet.defer import Deferred

@@ -27,6 +27,7 @@ _COMMANDS = {
     "list": ("listing", "list_"),
     "describe": ("describe", "describe"),
     "ping": ("ping", "ping"),
+    "bench": ("bench", "bench"),
     "health": ("health", "health"),
     "dev-certs": ("dev_certs", "dev_certs"),
     "completion": ("completion", "completion"),

@@ -14,6 +14,7 @@ __all__ = [
     "PIPE",
     "REMOTE",
     "STATUSES",
+    "THRESHOLD",
     "TIMEOUT",
     "USAGE",
     "Problem",
@@ -26,6 +27,7 @@ USAGE = 2
 CONNECT = 7
 TIMEOUT = 28
 REMOTE = 64
+THRESHOLD = 99
 INTERRUPTED = 130
 PIPE = 141
 
@@ -41,6 +43,7 @@ Exit status:
        67 invalid argument, 69 not found, 71 permission denied,
        76 unknown method, 77 internal error, 78 connection lost,
        80 unauthenticated
+  99   a threshold of pf bench does not hold
   130  interrupted
   141  the reader of the output went away"""
 

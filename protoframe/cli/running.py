@@ -1,6 +1,7 @@
 """Runs a conversation: the reactor, deadlines, threads, interrupts, and how errors become a line and an exit status.
 
-The only module of the command line that imports Twisted, and only when a command runs.  Knows no command.
+With `loops` and `connections`, all of the command line that imports Twisted, and only when a command runs.  Knows no
+command.
 """
 
 from __future__ import annotations
@@ -41,7 +42,18 @@ if TYPE_CHECKING:
     from protoframe import Connecting, Token
     from protoframe.reflection import Reflection
 
-__all__ = ["Progress", "Reader", "Target", "converse", "in_thread", "read_token", "run"]
+__all__ = [
+    "Progress",
+    "Reader",
+    "Target",
+    "converse",
+    "in_thread",
+    "not_opened",
+    "read_token",
+    "refused",
+    "run",
+    "unopened",
+]
 
 T = TypeVar("T")
 
@@ -140,6 +152,27 @@ class Reader:
             self._coming.cancel()
 
 
+def unopened(reactor: Any, target: Target, settings: Settings) -> Connecting[Reflection]:
+    """A conversation that is to be opened; a call over it that has no other deadline may take `Settings.timeout`.
+
+    :raises Problem: WHERE is wrong.
+    """
+    from protoframe import Limits, connect
+    from protoframe.reflection import Reflection
+
+    limits = Limits(
+        max_message=_LARGEST_ANSWER,
+        max_unfinished=_LARGEST_ANSWER,
+        handshake_timeout=settings.timeout,
+        close_timeout=_CLOSING,
+        default_timeout=settings.timeout,
+    )
+    try:
+        return connect(reactor, target.where, Reflection, limits=limits, token=settings.token)
+    except ValueError as error:
+        raise Problem(str(error), USAGE, "tcp:host:port, tls:host:port, udp:host:port or unix:path") from None
+
+
 @asynccontextmanager
 async def converse(
     reactor: Any, target: Target, settings: Settings, *, block: bool = True
@@ -149,25 +182,15 @@ async def converse(
     :param block: whether what is left of the time holds for the block.
     :raises Problem: WHERE is wrong, or no conversation could be opened.
     """
-    from protoframe import Limits, connect, timeout
-    from protoframe.reflection import Reflection
+    from protoframe import timeout
 
-    limits = Limits(
-        max_message=_LARGEST_ANSWER,
-        max_unfinished=_LARGEST_ANSWER,
-        handshake_timeout=settings.timeout,
-        close_timeout=_CLOSING,
-    )
-    try:
-        connecting = connect(reactor, target.where, Reflection, limits=limits, token=settings.token)
-    except ValueError as error:
-        raise Problem(str(error), USAGE, "tcp:host:port, tls:host:port, udp:host:port or unix:path") from None
+    connecting = unopened(reactor, target, settings)
     with ExitStack() as stack:
         stack.enter_context(timeout(settings.timeout))
         try:
             await connecting
         except Error as error:
-            raise _not_opened(error, target, settings) from None
+            raise not_opened(error, target, settings) from None
         if not block:
             stack.close()
         try:
@@ -208,7 +231,7 @@ def run(
     try:
         result: T = running.result()
     except Error as error:
-        raise _refused(error, target, settings) from None
+        raise refused(error, target, settings) from None
     return result
 
 
@@ -268,6 +291,9 @@ class _Running:
 class Progress:
     """A line on a terminal that says what is waited for; it is gone when the wait is over."""
 
+    #: Seconds from a line to the next.
+    interval = 1.0
+
     def __init__(self, target: Target, settings: Settings) -> None:
         self._reactor: Any = None
         self._text = clean(f"waiting for {target}")
@@ -291,11 +317,14 @@ class Progress:
             self._write("")
 
     def _tick(self) -> None:
-        text = f"{self._text}: {time.monotonic() - self._began:.0f} s"
-        # A line that wraps could not be taken back.
         self._visible = True
-        self._write(text if width(text) < _terminal_width() else "waiting")
-        self._timer = self._reactor.callLater(1.0, self._tick)
+        self._write(self.line(_terminal_width()))
+        self._timer = self._reactor.callLater(self.interval, self._tick)
+
+    def line(self, columns: int) -> str:
+        """What it says now, in less than so many columns: a line that wraps could not be taken back."""
+        text = f"{self._text}: {time.monotonic() - self._began:.0f} s"
+        return text if width(text) < columns else "waiting"
 
     def _write(self, text: str) -> None:
         # Who took the terminal away cannot be told, and can do without.
@@ -312,7 +341,8 @@ def _terminal_width() -> int:
         return _USUAL_WIDTH
 
 
-def _not_opened(error: Error, target: Target, settings: Settings) -> Problem:
+def not_opened(error: Error, target: Target, settings: Settings) -> Problem:
+    """Why there is no conversation."""
     text = _message(error).removeprefix(f"{target.where}: ")
     if isinstance(error, DeadlineExceeded):
         hint = "a longer --timeout, or check that a protoframe server listens there"
@@ -325,7 +355,7 @@ def _not_opened(error: Error, target: Target, settings: Settings) -> Problem:
     return target.problem(f"could not connect: {text}", CONNECT, hint)
 
 
-def _refused(error: Error, target: Target, settings: Settings) -> Problem:
+def refused(error: Error, target: Target, settings: Settings) -> Problem:
     """An error of the call, or from the other end."""
     text = _message(error)
     if isinstance(error, DeadlineExceeded):
