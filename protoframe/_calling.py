@@ -29,7 +29,7 @@ from protoframe.core.events import (
     ResponseReceived,
     StopReceived,
 )
-from protoframe.core.frames import COUNT, ErrorBody, Flag, Key
+from protoframe.core.frames import COUNT, ErrorBody, Flag, Key, behind
 from protoframe.core.limits import Limits
 from protoframe.core.schema import ErrorType, RequestOptions, error_type, invalid_value
 from protoframe.core.untrusted import Bounds, check_json, check_msgpack
@@ -106,7 +106,7 @@ class JSONMethod:
     def decode_result(self, octets: bytes, max_nesting: int) -> bytes:
         """The JSON text."""
         del max_nesting
-        return octets
+        return bytes(octets)
 
 
 class _JSONItems:
@@ -116,7 +116,7 @@ class _JSONItems:
         """The JSON texts."""
         del count, max_nesting, json
         try:
-            return [bytes(item) for item in _decode_raw(message[COUNT.size :])]
+            return [bytes(item) for item in _decode_raw(behind(message, COUNT.size))]
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise InvalidResponse(f"the items are no JSON: {invalid_value(error)}") from None
 

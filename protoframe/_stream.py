@@ -30,6 +30,14 @@ __all__ = ["StreamCarrier", "TurnedAway"]
 _log = Logger(namespace="protoframe.stream")
 
 
+#: Octets of a frame from which on it is not copied once more to be sent together with others; and how many of these.
+_LARGE = 8 * 1024
+_MOST_PIECES = 64
+#: Octets that a Twisted transport reads at a time, and as many as it is let where that is not enough.
+_READ = FileDescriptor.bufferSize
+_MOST_READ = 4 * _READ
+
+
 @implementer(IPushProducer)
 class StreamCarrier(TwistedProtocol):
     """The `IProtocol` of one stream connection.
@@ -62,6 +70,7 @@ class StreamCarrier(TwistedProtocol):
         self._is_over = False
         self._socket: Any = None
         self._is_direct = False
+        self._reads_more = False
         self._reader = FrameReader(limits.max_frame, limits.frame_timeout)
 
     # IProtocol
@@ -106,10 +115,25 @@ class StreamCarrier(TwistedProtocol):
             self.connection.frames_received(frames, now)
         else:
             self.connection.heard(now)
+        if len(data) >= _READ:
+            self._read_more()
+        elif self._reads_more and len(data) < _READ // 2:
+            self._read_less()
         if reader.fault is not None:
             self.connection.violated(reader.fault)
         if reader.unfinished:
             self.connection.wake_at(reader.next_timer())
+
+    def _read_more(self) -> None:
+        """As much has come as is read at a time: more is read at a time."""
+        if self._socket is not None and not self._reads_more:
+            self._reads_more = True
+            self.transport.bufferSize = _MOST_READ
+
+    def _read_less(self) -> None:
+        """Little has come: to set aside room for more would cost more than it brings."""
+        self._reads_more = False
+        self.transport.bufferSize = _READ
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tells the connection."""
@@ -156,7 +180,12 @@ class StreamCarrier(TwistedProtocol):
         that has nothing else to write, it is given to the kernel now; what the kernel does not take, and any error,
         is left to `write`.
         """
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        if len(frames) == 1:
+            data = frames[0]
+        elif len(frames[0]) >= _LARGE and self._send_large(frames):
+            return
+        else:
+            data = b"".join(frames)
         if self._socket is not None and (self._is_direct or self._may_be_direct()):
             try:
                 sent = self._socket.send(data)
@@ -168,6 +197,25 @@ class StreamCarrier(TwistedProtocol):
             data = data[sent:]
         self._is_direct = False
         self.transport.write(data)
+
+    def _send_large(self, frames: list[bytes]) -> bool:
+        """Gives frames to the kernel without joining them, where it takes any; what it does not take is left behind.
+
+        :return: whether it took some.
+        """
+        if self._socket is None or not (self._is_direct or self._may_be_direct()) or len(frames) > _MOST_PIECES:
+            return False
+        try:
+            sent = self._socket.sendmsg(frames)
+        except OSError:
+            return False
+        for number, frame in enumerate(frames):
+            if sent < len(frame):
+                self._is_direct = False
+                self.transport.writeSequence([frame[sent:], *frames[number + 1 :]])
+                break
+            sent -= len(frame)
+        return True
 
     def _may_be_direct(self) -> bool:
         """Whether the transport has nothing to write that was given to it before."""

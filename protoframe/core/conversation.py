@@ -564,7 +564,7 @@ class Conversation:
         if message is None:
             return
         call_id = frame[2]
-        if message.parts is None:
+        if message.room is None:
             if message.kind in (_RESPONSE, _ERROR):
                 self._outgoing.settle(call_id)
                 self._check_drained()
@@ -575,7 +575,7 @@ class Conversation:
         elif message.kind == _RESPONSE:
             self._outgoing.handle_response(call_id, whole)
         elif message.kind == _ERROR:
-            self._outgoing.handle_error(message.flags, call_id, whole)
+            self._outgoing.handle_error(message.flags, call_id, bytes(whole))
         else:
             # The slot was taken by the first frame, and the time runs from there.
             self._incoming.leave_slot(call_id)

@@ -20,6 +20,8 @@ from __future__ import annotations
 import enum
 import math
 import struct
+import typing
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -40,6 +42,9 @@ __all__ = [
     "Key",
     "Kind",
     "agree_on_version",
+    "behind",
+    "count_frames",
+    "cut_message",
     "parse_count",
     "parse_credit",
     "parse_preface",
@@ -139,7 +144,8 @@ class Flag(enum.IntFlag):
 _MORE = int(Flag.MORE)
 
 
-#: One frame: kind, flags, call id, payload.  A plain tuple, for there is one for each call and each answer.
+#: One frame: kind, flags, call id, payload.  A plain tuple, for there is one for each call and each answer.  That of a
+#: CHUNK may have a view for its payload.
 Frame = tuple[int, int, int, bytes]
 
 
@@ -153,15 +159,30 @@ def serialize_message(kind: int, flags: int, call_id: int, message: bytes, max_f
     room = max_frame - HEADER.size
     if len(message) <= room:
         return [HEADER.pack(len(message), kind, flags, call_id) + message]
-    taken = room - _TOTAL.size
-    frames = [
-        HEADER.pack(room, kind, flags | _MORE, call_id) + _TOTAL.pack(len(message)) + message[:taken],
-    ]
-    while taken < len(message):
-        part = message[taken : taken + room]
-        taken += len(part)
-        frames.append(HEADER.pack(len(part), Kind.CHUNK, _MORE if taken < len(message) else 0, call_id) + part)
-    return frames
+    return list(cut_message(kind, flags, call_id, b"", message, max_frame))
+
+
+def cut_message(kind: int, flags: int, call_id: int, head: bytes, body: bytes, max_frame: int) -> Iterator[bytes]:
+    """The frames, as many as `count_frames`, of a message that does not fit one, each made when it is asked for.
+
+    :param head: the first octets of the message; they must fit the first frame.
+    :param body: the rest, of which nothing is copied before its frame is made.
+    """
+    rest = memoryview(body)
+    room = max_frame - HEADER.size
+    total = len(head) + len(body)
+    at = room - _TOTAL.size - len(head)
+    yield b"".join((HEADER.pack(room, kind, flags | _MORE, call_id), _TOTAL.pack(total), head, rest[:at]))
+    while at < len(body):
+        part = rest[at : at + room]
+        at += len(part)
+        yield b"".join((HEADER.pack(len(part), Kind.CHUNK, _MORE if at < len(body) else 0, call_id), part))
+
+
+def count_frames(total: int, max_frame: int) -> int:
+    """How many frames a message of so many octets takes that does not fit one."""
+    room = max_frame - HEADER.size
+    return 1 + -(-(total - room + _TOTAL.size) // room)
 
 
 def parse_total(payload: bytes) -> tuple[int, bytes]:
@@ -334,12 +355,21 @@ def parse_request(message: bytes) -> tuple[float, bytes, bytes, bytes]:
     after_metadata = after_name + metadata
     if after_metadata > len(message) or not 0 < name <= LONGEST_METHOD:
         raise RemoteProtocolError(f"REQUEST: {name} octets of name and {metadata} of metadata in {len(message)}")
+    remaining = milliseconds / 1000 if milliseconds != NO_DEADLINE else math.inf
+    if len(message) > LARGEST_FRAME:
+        name_and_metadata = bytes(message[8:after_metadata])
+        return remaining, name_and_metadata[:name], name_and_metadata[name:], behind(message, after_metadata)
     return (
-        milliseconds / 1000 if milliseconds != NO_DEADLINE else math.inf,
+        remaining,
         message[8:after_name],
         message[after_name:after_metadata] if metadata else b"",
         message[after_metadata:],
     )
+
+
+def behind(message: bytes, at: int) -> bytes:
+    """What stands behind a place in a message; of a large one a view, which a decoder takes as well."""
+    return message[at:] if len(message) <= LARGEST_FRAME else typing.cast("bytes", memoryview(message)[at:])
 
 
 class Key(NamedTuple):

@@ -6,7 +6,9 @@ another, nor a small one, for long; both ends bound how much of them is on the w
 
 from __future__ import annotations
 
+import typing
 from collections import deque
+from collections.abc import Iterator
 
 import msgspec
 
@@ -17,9 +19,10 @@ from protoframe.core.frames import (
     Flag,
     Frame,
     Kind,
+    count_frames,
+    cut_message,
     milliseconds_of,
     serialize_frame,
-    serialize_message,
     serialize_request,
 )
 from protoframe.core.limits import LARGEST_FRAME
@@ -38,14 +41,23 @@ BACKLOG = 1024 * 1024
 #: Octets that may stand beside the arguments in a REQUEST, or beside the detail in an ERROR.
 SLACK = 2 * LARGEST_FRAME
 
+#: How many large messages the room of which is kept, and the octets that each may have.
+_KEPT_ROOM = 2
+_MOST_ROOM = 4 * 1024 * 1024 + SLACK
+
 
 class _Large(msgspec.Struct):
-    """A message that takes several frames, the next one last."""
+    """A message that takes several frames.
+
+    :ivar frames: those that are not sent, each made when its turn has come.
+    :ivar left: how many they are.
+    """
 
     kind: int
     call_id: int
     total: int
-    frames: list[bytes]
+    frames: Iterator[bytes]
+    left: int
     begun: bool = False
 
 
@@ -97,7 +109,7 @@ class Outbox:
             self.frames.append(_pack_header(length, kind, flags, call_id) + message)
             self.octets += length
         else:
-            self._put_large(kind, call_id, length, serialize_message(kind, flags, call_id, message, self.max_frame))
+            self._put_large(kind, flags, call_id, b"", message)
 
     def put_request(
         self,
@@ -118,13 +130,24 @@ class Outbox:
             self.frames.append(head + method + metadata + arguments)
             self.octets += length
         else:
-            message = serialize_request(remaining, method, metadata, arguments)
-            frames = serialize_message(_REQUEST, flags, call_id, message, self.max_frame)
-            self._put_large(_REQUEST, call_id, len(message), frames)
+            head = serialize_request(remaining, method, metadata, b"")
+            self._put_large(_REQUEST, flags, call_id, head, arguments)
 
-    def _put_large(self, kind: int, call_id: int, total: int, frames: list[bytes]) -> None:
-        frames.reverse()
-        self.cut[call_id] = message = _Large(kind, call_id, total, frames)
+    def put_parts(self, kind: int, flags: int, call_id: int, head: bytes, body: bytes) -> None:
+        """Lines a message up of two parts."""
+        if len(head) + len(body) <= self._longest:
+            self.put(kind, flags, call_id, head + body)
+        else:
+            self._put_large(kind, flags, call_id, head, body)
+
+    def _put_large(self, kind: int, flags: int, call_id: int, head: bytes, body: bytes) -> None:
+        """Lines a message up that takes several frames; its body is not copied before these are made."""
+        if len(head) > self._longest // 2:
+            head, body = b"", head + body
+        total = len(head) + len(body)
+        frames = cut_message(kind, flags, call_id, head, body, self.max_frame)
+        message = _Large(kind, call_id, total, frames, count_frames(total, self.max_frame))
+        self.cut[call_id] = message
         self._waiting.append(message)
         self._waiting_octets += total
         self.octets += total
@@ -197,10 +220,11 @@ class Outbox:
         while large and self.large and allowance > 0:
             message = self.large.popleft()
             message.begun = True
-            frame = message.frames.pop()
+            message.left -= 1
+            frame = next(message.frames)
             frames.append(frame)
             allowance -= len(frame)
-            if message.frames:
+            if message.left:
                 self.large.append(message)
             else:
                 self._large_octets -= message.total
@@ -230,23 +254,74 @@ class Outbox:
             self.large.append(self._waiting.popleft())
 
 
+class _Room:
+    """Room in which large messages are put together, kept from one to the next.
+
+    Memory that is fresh from the system costs more, page by page, than all else that is done with a large message.  So
+    what the last ones took is kept, of all conversations of the process together, if it is no more than `_KEPT_ROOM`.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[bytearray] = []
+
+    def take(self, total: int) -> bytearray:
+        """Room for so many octets, or none yet: then it is made as they come, not because they were said to come."""
+        kept = self._kept
+        for at, room in enumerate(kept):
+            if len(room) >= total and _is_free(room):
+                del kept[at]
+                return room
+        return bytearray()
+
+    def give_back(self, room: bytearray) -> None:
+        """Somebody may read on in it, and it is not taken again before they have ended."""
+        if len(room) <= _MOST_ROOM:
+            self._kept.insert(0, room)
+            del self._kept[_KEPT_ROOM:]
+
+
+def _is_free(room: bytearray) -> bool:
+    """Whether nobody has a view of it."""
+    try:
+        room.append(room.pop())
+    except BufferError:
+        return False
+    return True
+
+
+_room = _Room()
+
+
 class Message(msgspec.Struct):
     """A message of several frames.
 
     :ivar begun: when its first frame came.
-    :ivar parts: what came of it; ``None`` where nobody wants it, and its frames are only counted.
+    :ivar room: what came of it, and more; ``None`` where nobody wants it, and its frames are only counted.
     """
 
     kind: int
     flags: int
     total: int
     begun: float
-    parts: bytearray | None
+    room: bytearray | None
     received: int = 0
 
+    def add(self, part: bytes) -> None:
+        """Takes what comes next of it."""
+        before = self.received
+        self.received = after = before + len(part)
+        room = self.room
+        if room is None:
+            pass
+        elif before == len(room):
+            room += part
+        else:
+            memoryview(room)[before:after] = part
+
     def whole(self) -> bytes:
-        """The message."""
-        return bytes(self.parts or b"")
+        """The message; of a large one a view, which a decoder takes as well."""
+        view = memoryview(self.room or b"")[: self.total]
+        return bytes(view) if self.total <= LARGEST_FRAME else typing.cast("bytes", view)
 
 
 class Assembler:
@@ -271,11 +346,12 @@ class Assembler:
         """
         kind, flags, call_id, _ = frame
         self.discard(call_id)
-        message = Message(kind, flags & ~_MORE, total, now, bytearray(part) if wanted else None, len(part))
         if wanted:
             self._octets += total
             if self._octets > self._max_octets:
                 raise TooMuchUnfinished(f"messages of {self._octets} octets are on the way at once")
+        message = Message(kind, flags & ~_MORE, total, now, _room.take(total) if wanted else None)
+        message.add(part)
         self.messages[call_id] = message
 
     def go_on(self, frame: Frame) -> Message | None:
@@ -287,16 +363,15 @@ class Assembler:
         message = self.messages.get(call_id)
         if message is None:
             raise RemoteProtocolError(f"CHUNK: no message of call {call_id} is on the way")
-        message.received += len(payload)
+        received = message.received + len(payload)
         more = flags & _MORE
-        if message.received > message.total or bool(more) != (message.received < message.total):
+        if received > message.total or bool(more) != (received < message.total):
             raise RemoteProtocolError(
-                f"CHUNK: {message.received} octets of {message.total}, and {'more' if more else 'no more'} to come",
+                f"CHUNK: {received} octets of {message.total}, and {'more' if more else 'no more'} to come",
             )
         if more and not payload:
             raise RemoteProtocolError("CHUNK: no octets, and more to come")
-        if message.parts is not None:
-            message.parts += payload
+        message.add(payload)
         if more:
             return None
         self.discard(call_id)
@@ -310,14 +385,15 @@ class Assembler:
     def discard(self, call_id: int) -> None:
         """Forgets what came of a message, if there is one; its rest will not come."""
         message = self.messages.pop(call_id, None)
-        if message is not None and message.parts is not None:
+        if message is not None and message.room is not None:
             self._octets -= message.total
+            _room.give_back(message.room)
 
     def stop_holding(self, call_id: int) -> None:
         """Forgets what came of a message, if there is one, and only counts the rest."""
         message = self.messages.get(call_id)
-        if message is not None and message.parts is not None:
-            message.parts = None
+        if message is not None and message.room is not None:
+            message.room = None
             self._octets -= message.total
 
     def clear(self) -> None:

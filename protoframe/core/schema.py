@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from protoframe.core.declaration import is_declaration
-from protoframe.core.frames import COUNT, Flag
+from protoframe.core.frames import COUNT, Flag, behind
 from protoframe.core.untrusted import Bounds, TooDeep, bounds_of, check_json, check_msgpack
 from protoframe.errors import (
     Error,
@@ -177,7 +177,7 @@ class ItemType:
         :raises InvalidArgument: they are not what the annotation says, or not as many as was said.
         :raises Exception: what a type of the user's raises, in ``__post_init__``, say.
         """
-        octets = message[_FIRST_ITEM:]
+        octets = behind(message, _FIRST_ITEM)
         try:
             if self._bounds is not _TYPED:
                 # The array around them is this package's.

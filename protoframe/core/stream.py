@@ -7,11 +7,13 @@ most one unfinished frame is held, and a length is checked before the octets beh
 from __future__ import annotations
 
 import math
+import typing
 
 from protoframe.core.frames import (
     HEADER,
     PREFACE_LENGTH,
     Frame,
+    Kind,
     agree_on_version,
     describe,
     opens_like_a_preface,
@@ -21,6 +23,7 @@ from protoframe.errors import FrameTimeout, FrameTooLarge, RemoteProtocolError
 
 __all__ = ["FrameReader"]
 
+_CHUNK = int(Kind.CHUNK)
 _HEADER_LENGTH = HEADER.size
 _unpack_header = HEADER.unpack_from
 
@@ -55,6 +58,7 @@ class FrameReader:
         :raises VersionMismatch: the peer speaks no version that this end does.
         """
         held = self._held
+        is_view = False
         if not held and self.version and len(data) >= _HEADER_LENGTH:
             length, kind, flags, call_id = _unpack_header(data)
             if length + _HEADER_LENGTH == len(data) and length <= self._max_payload:
@@ -71,11 +75,13 @@ class FrameReader:
                 if self._begun is None:
                     self._begun = now
                 return []
-            data = bytes(held)
-            held.clear()
+            # Taken as it is, not copied.
+            self._held = bytearray()
+            is_view = True
+            data = typing.cast("bytes", memoryview(held))
         at = 0
         if not self.version:
-            self.version = agree_on_version(*parse_preface(data[:PREFACE_LENGTH]))
+            self.version = agree_on_version(*parse_preface(bytes(data[:PREFACE_LENGTH])))
             at = PREFACE_LENGTH
         frames: list[Frame] = []
         end = len(data)
@@ -97,10 +103,17 @@ class FrameReader:
             if after > end:
                 self._needed = _HEADER_LENGTH + length
                 break
-            frames.append((kind, flags, call_id, data[body:after]))
+            if kind == _CHUNK:
+                # Copied once, to where its message is put together.
+                payload = typing.cast("bytes", memoryview(data)[body:after])
+            else:
+                payload = data[body:after]
+                if is_view:
+                    payload = bytes(payload)
+            frames.append((kind, flags, call_id, payload))
             at = after
         if at < end:
-            held += data[at:] if at else data
+            self._held += memoryview(data)[at:] if at else data
             if at or self._begun is None:
                 self._begun = now
         else:

@@ -73,7 +73,7 @@ class Traffic:
     def stop_holding(self, call_id: int) -> None:
         """Forgets what came of a message, if there is one, and only counts the rest."""
         message = self.assembler.messages.get(call_id)
-        if message is not None and message.parts is not None:
+        if message is not None and message.room is not None:
             self.assembler.stop_holding(call_id)
             if message.kind == _ITEM:
                 self.give_back(call_id, cost_of(message.total, 1))
@@ -111,9 +111,9 @@ class Traffic:
         """
         if len(octets) > self.max_message + ARRAY_HEAD:
             raise MessageTooLarge(f"an item is {len(octets)} bytes, and the peer takes {self.max_message}")
-        message = COUNT.pack(count) + octets
-        self.credit.spend(call_id, cost_of(len(message), count))
-        self.outbox.put(_ITEM, 0, call_id, message)
+        head = COUNT.pack(count)
+        self.credit.spend(call_id, cost_of(len(head) + len(octets), count))
+        self.outbox.put_parts(_ITEM, 0, call_id, head, octets)
 
     def stop_items(self, call_id: int) -> None:
         """Sends no more of a stream; an item that was begun is finished, for it is no message of its own."""

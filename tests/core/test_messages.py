@@ -189,7 +189,7 @@ class AssemblerTests(SynchronousTestCase):
         message = None
         for left in range(998, -1, -1):
             message = self.go_on(1, b"a" * 1000, MORE if left else 0)
-        self.assertIsNone(message.parts)
+        self.assertIsNone(message.room)
         self.assertEqual(message.whole(), b"")
         begin(self.assembler, 3, 10_000 + SLACK)
 
