@@ -268,7 +268,7 @@ class _Room:
         """Room for so many octets, or none yet: then it is made as they come, not because they were said to come."""
         kept = self._kept
         for at, room in enumerate(kept):
-            if len(room) >= total and _is_free(room):
+            if total <= len(room) <= 2 * total and _is_free(room):
                 del kept[at]
                 return room
         return bytearray()
