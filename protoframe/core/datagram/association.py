@@ -224,11 +224,16 @@ class Association:
         """
         if not self._sends_plain:
             return None
-        for frame in frames:
-            if frame[2:4] not in PLAIN:
-                return None
         count = len(frames)
-        octets = frames[0] if count == 1 else b"".join(frames)
+        if count == 1:
+            octets = frames[0]
+            if octets[2:4] not in PLAIN:
+                return None
+        else:
+            for frame in frames:
+                if frame[2:4] not in PLAIN:
+                    return None
+            octets = b"".join(frames)
         if len(octets) > self._plain_room or count > MOST_FRAMES:
             return None
         outflow, recovery = self.outflow, self.recovery
