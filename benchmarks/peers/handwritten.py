@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
 
 from benchmarks.connections import place
 from benchmarks.loads import TEXT, Task, check, in_reactor, serve_until_ended, twisted_calls
@@ -155,7 +156,10 @@ class Client(Frames):
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        self.reactor.callLater(LOOK, self._look)
+        self._looking = self.reactor.callLater(LOOK, self._look)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._looking.cancel()
 
     def call(self, name: bytes, arguments: Any, decode: Callable[[Any], Any]) -> Deferred[Any]:
         """Fires with the result."""
@@ -192,7 +196,7 @@ class Client(Frames):
                 break
             del self._calls[number]
             done.errback(TimeoutError())
-        self.reactor.callLater(LOOK, self._look)
+        self._looking = self.reactor.callLater(LOOK, self._look)
 
 
 decode_text = msgspec.msgpack.Decoder(str).decode
