@@ -584,7 +584,7 @@ class Connection:
 
     def _departed(self) -> None:
         """Large messages are sent: what comes after them in their streams may go."""
-        departed, self._conversation.outbox.departed = self._conversation.outbox.departed, []
+        departed, self._conversation.outbox.departed = self._conversation.outbox.departed, ()
         for call_id in departed:
             self._outlets.go_on_with(call_id)
 
