@@ -27,6 +27,8 @@ _log = Logger(namespace="protoframe.clock")
 #: Seconds between two looks at whether the wall clock was set, and how far it must have been.
 _LOOK = 1.0
 _STEP = 0.1
+#: Seconds that one waits at least, where it does.
+_LEAST = 1e-6
 #: Seconds by which a timer may go off early.
 _EARLY = 0.001
 
@@ -164,7 +166,8 @@ class Alarms:
     def set(self, sleeper: Sleeper, due: float) -> None:
         """Has it woken at a time, and not at another that was set before."""
         self.unset(sleeper)
-        sleeper.timer_due = due
+        # No clock shows less, and there may be no such time: what says -infinity means at once.
+        sleeper.timer_due = due = max(due, 0.0)
         self._sleeping += 1
         second = math.floor(due)
         if second < self._horizon:
@@ -219,13 +222,15 @@ class Alarms:
         self._stop()
         if due < math.inf:
             self._timer_due = due
-            self._timer = call_later(self._reactor, due - self._clock(), self._wake)
+            seconds = due - self._clock()
+            # So little that a time may be the same with and without it would never pass.
+            self._timer = call_later(self._reactor, max(seconds, _LEAST) if seconds > 0 else 0.0, self._wake)
             watch_steps(self._reactor, self)
 
     def _wake(self) -> None:
         self._timer = None
         self._timer_due = math.inf
-        now = self._clock() + _EARLY
+        now = self._clock()
         self._horizon = math.floor(now) + 2
         for second in [second for second in self._later if second < self._horizon]:
             for sleeper in self._later.pop(second):
@@ -234,7 +239,7 @@ class Alarms:
         woken = []
         while soon and soon[0][0] <= now:
             woken.append(heapq.heappop(soon))
-        # What it is told that wakes a little early, and sleeps again, is for the next time.
+        # What sleeps again until now, or less, is for the next time, so that others have their turn.
         for due, _, sleeper in woken:
             if sleeper.timer_due == due:
                 sleeper.timer_due = math.inf
