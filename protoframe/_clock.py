@@ -27,6 +27,8 @@ _log = Logger(namespace="protoframe.clock")
 #: Seconds between two looks at whether the wall clock was set, and how far it must have been.
 _LOOK = 1.0
 _STEP = 0.1
+#: Entries of a heap that nobody waits for any more, above as many as there are others, until they are swept.
+_SPARE = 64
 #: Seconds that one waits at least, where it does.
 _LEAST = 1e-6
 #: Seconds by which a timer may go off early.
@@ -70,6 +72,10 @@ class _StepWatch:
             self._thread = threading.Thread(target=self._look, name="protoframe clock", daemon=True)
             self._thread.start()
 
+    def remove(self, steady: _Steady) -> None:
+        """Something has none any more."""
+        self._steady.discard(steady)
+
     def _look(self) -> None:
         known = time.time() - time.monotonic()
         while self._steady:
@@ -94,6 +100,13 @@ def watch_steps(reactor: IReactorTime, steady: _Steady) -> None:
         if watch is None:
             watch = _watches[reactor] = _StepWatch(reactor)
         watch.add(steady)
+
+
+def unwatch_steps(reactor: IReactorTime, steady: _Steady) -> None:
+    """It has none any more."""
+    watch = _watches.get(reactor)
+    if watch is not None:
+        watch.remove(steady)
 
 
 class Timer:
@@ -165,11 +178,14 @@ class Alarms:
 
     def set(self, sleeper: Sleeper, due: float) -> None:
         """Has it woken at a time, and not at another that was set before."""
-        self.unset(sleeper)
+        if sleeper.timer_due != math.inf:
+            self._take_out(sleeper)
         # No clock shows less, and there may be no such time: what says -infinity means at once.
         sleeper.timer_due = due = max(due, 0.0)
         self._sleeping += 1
         second = math.floor(due)
+        if second >= self._horizon:
+            self._move_horizon(self._clock())
         if second < self._horizon:
             self._push(sleeper)
             wanted = due
@@ -184,21 +200,24 @@ class Alarms:
 
     def unset(self, sleeper: Sleeper) -> None:
         """Has it not woken."""
-        due = sleeper.timer_due
-        if due == math.inf:
+        if sleeper.timer_due == math.inf:
             return
+        self._take_out(sleeper)
+        if not self._sleeping:
+            self._soon.clear()
+            self._stop()
+            unwatch_steps(self._reactor, self)
+
+    def _take_out(self, sleeper: Sleeper) -> None:
+        second = math.floor(sleeper.timer_due)
         sleeper.timer_due = math.inf
         self._sleeping -= 1
-        second = math.floor(due)
         # One in the heap is skipped in its time, which is near.
         sleepers = self._later.get(second)
         if sleepers is not None:
             sleepers.discard(sleeper)
             if not sleepers:
                 del self._later[second]
-        if not self._sleeping:
-            self._soon.clear()
-            self._stop()
 
     def rearm(self) -> None:
         """The wall clock was set: others than timers may wait for the reactor, too."""
@@ -210,6 +229,10 @@ class Alarms:
 
     def _push(self, sleeper: Sleeper) -> None:
         self._count += 1
+        if len(self._soon) > 2 * self._sleeping + _SPARE:
+            # Most were told otherwise since.
+            self._soon = [entry for entry in self._soon if entry[2].timer_due == entry[0]]
+            heapq.heapify(self._soon)
         heapq.heappush(self._soon, (sleeper.timer_due, self._count, sleeper))
 
     def _stop(self) -> None:
@@ -227,18 +250,22 @@ class Alarms:
             self._timer = call_later(self._reactor, max(seconds, _LEAST) if seconds > 0 else 0.0, self._wake)
             watch_steps(self._reactor, self)
 
+    def _move_horizon(self, now: float) -> None:
+        horizon = math.floor(now) + 2
+        if horizon > self._horizon:
+            self._horizon = horizon
+            for second in [second for second in self._later if second < horizon]:
+                for sleeper in self._later.pop(second):
+                    self._push(sleeper)
+
     def _wake(self) -> None:
         self._timer = None
         self._timer_due = math.inf
         now = self._clock()
-        self._horizon = math.floor(now) + 2
-        for second in [second for second in self._later if second < self._horizon]:
-            for sleeper in self._later.pop(second):
-                self._push(sleeper)
-        soon = self._soon
+        self._move_horizon(now)
         woken = []
-        while soon and soon[0][0] <= now:
-            woken.append(heapq.heappop(soon))
+        while self._soon and self._soon[0][0] <= now:
+            woken.append(heapq.heappop(self._soon))
         # What sleeps again until now, or less, is for the next time, so that others have their turn.
         for due, _, sleeper in woken:
             if sleeper.timer_due == due:
@@ -249,8 +276,8 @@ class Alarms:
                 except Exception:
                     _log.failure("a timer of {sleeper} failed", sleeper=sleeper)
         wanted = min(self._later) - 1.0 if self._later else math.inf
-        if soon:
-            wanted = min(wanted, soon[0][0])
+        if self._soon:
+            wanted = min(wanted, self._soon[0][0])
         if wanted < self._timer_due:
             self._wait_until(wanted)
 
