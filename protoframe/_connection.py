@@ -21,12 +21,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from protoframe._calling import Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed
-from protoframe._clock import Timer, call_later, clock_of, watch_steps
+from protoframe._clock import Alarms, Timer, call_later, clock_of
 from protoframe._context import NOWHERE, get_scope, run_nowhere
 from protoframe._inlets import Inlets, Stream
 from protoframe._outlets import Outlets
 from protoframe._pings import Pings
-from protoframe._protocol import Protocol
+from protoframe._protocol import Protocol, begin_conversation, end_conversation
 from protoframe._proxy import proxy_class
 from protoframe._serving import MethodTable, Server
 from protoframe._sessions import Keeper
@@ -52,6 +52,7 @@ from protoframe.core.events import (
 from protoframe.core.frames import Flag, Frame
 from protoframe.core.limits import Limits
 from protoframe.core.messages import BACKLOG, Outbox
+from protoframe.core.replies import Session
 from protoframe.core.state import Role, State
 from protoframe.errors import (
     ConnectionLost,
@@ -139,17 +140,20 @@ class Connection:
     :param keeper: keeps what outlives a connection, for peers that have a session.
     :param session: the secret by which the peer knows this end again, over another connection.
     :param next_key: no call of the session that was sent has this key, or one above it.
-    :ivar calls: what makes the calls of this end; proxies call it.
+    :param alarms: keep the time of many connections.
+    :param helpers: further instances that serve methods, and any number of conversations: they are told of none.
+    :param gone: called in the end.
     :ivar address: the peer's.
-    :ivar where: the same, as a text.
+    :ivar identity: who the peer has shown to be; ``None`` for one that has shown nothing.
     :ivar timer_due: when the timer goes off that this and the carrier share; infinity for never.
-    :ivar opened: fires when the conversation is open, or fails with why it will not be.
     """
 
-    # More attributes than the dictionaries of instances share the names of.
+    # More attributes than the dictionaries of instances share the names of.  Most connections are idle, so much is made
+    # when it is first needed: what begins with ``_made`` is None until then, and the property of that name makes it.
     __slots__ = (
         "__weakref__",
         "_again",
+        "_alarms",
         "_allowance",
         "_anonymous",
         "_authenticating",
@@ -163,29 +167,31 @@ class Connection:
         "_drain_timer",
         "_drained_by",
         "_end_error",
-        "_inlets",
+        "_gone",
+        "_helpers",
+        "_interceptors",
         "_is_drained",
         "_keeper",
         "_limits",
         "_made",
-        "_next_timer",
-        "_outlets",
+        "_made_calls",
+        "_made_inlets",
+        "_made_opened",
+        "_made_outlets",
+        "_made_pings",
+        "_made_server",
         "_over",
         "_paused",
-        "_pings",
-        "_reactions",
         "_reactor",
-        "_server",
-        "_timer",
+        "_session",
+        "_table",
         "_traffic",
         "_waiting_for_end",
         "_wake",
         "address",
-        "calls",
-        "opened",
+        "identity",
         "protocols",
         "timer_due",
-        "where",
     )
 
     def __init__(
@@ -206,12 +212,26 @@ class Connection:
         keeper: Keeper | None = None,
         session: bytes = b"",
         next_key: int = 0,
+        alarms: Alarms | None = None,
+        helpers: Sequence[Protocol[Any]] = (),
+        gone: Callable[[Connection], object] | None = None,
     ) -> None:
         self.address = address
-        self.where = _where(address)
         self.protocols = protocols
-        self.opened: Deferred[None] = Deferred(self._give_up_opening)
-        self._waiting_for_end: list[Deferred[None]] = []
+        self.identity: Identity | None = None
+        self._alarms = alarms if alarms is not None else Alarms(reactor)
+        self._helpers = helpers
+        self._gone = gone
+        self._table = table
+        self._interceptors = interceptors
+        self._session: Session | None = None
+        self._made_opened: Deferred[None] | None = None
+        self._made_calls: Caller | None = None
+        self._made_server: Server | None = None
+        self._made_outlets: Outlets | None = None
+        self._made_inlets: Inlets | None = None
+        self._made_pings: Pings | None = None
+        self._waiting_for_end: tuple[Deferred[None], ...] = ()
         self._reactor = reactor
         self._clock = clock_of(reactor)
         self._limits = limits
@@ -224,45 +244,16 @@ class Connection:
             self._clock(),
             agent,
             token,
-            lambda name: table[name][0].options.max_size if name in table else None,
-            lambda call: call.method.options.max_size,
+            self._max_arguments,
+            _max_result,
             authenticator is not None,
             session,
             next_key,
         )
         self._conversation.outbox.is_confirmed = carrier.is_confirming
         self._traffic = self._conversation.traffic
-        self._next_timer = self._conversation.next_timer
         self._allowance = carrier.allowance
-        self._outlets = Outlets(self._conversation, self._clock, self._schedule)
-        self._inlets = Inlets(self._conversation, reactor, self._schedule)
-        self.calls = Caller(
-            self._conversation,
-            limits,
-            self._clock,
-            self._outlets,
-            self._inlets,
-            self._schedule,
-            self._settle_now,
-        )
-        self._server = Server(
-            self._conversation,
-            table,
-            protocols,
-            limits,
-            self._clock,
-            address,
-            self.where,
-            self._outlets,
-            self._inlets,
-            interceptors,
-            self._schedule,
-            keeper,
-        )
         self._keeper = keeper
-        if interceptors:
-            self.calls.intercept(interceptors, address, self.where, lambda: self._server.identity)
-        self._pings = Pings(reactor, self._clock, limits.default_timeout)
         self._paused = False
         self._busy = False
         self._again = False
@@ -272,34 +263,100 @@ class Connection:
         self._made = False
         self._end_error: Error | None = None
         self._wake: IDelayedCall | None = None
-        self._timer: Timer | None = None
         self.timer_due = math.inf
         self._close_timer: Timer | None = None
         self._drain_timer: Timer | None = None
         self._drained_by = math.inf
         self._authenticating: Deferred[Any] | None = None
-        # What is done about each event but requests, which `_transmit` looks at itself.
-        self._reactions: Mapping[type, Callable[[Any], None]] = {
-            ResponseReceived: self.calls.answered,
-            ErrorReceived: self.calls.refused,
-            CallFailed: self.calls.failed,
-            RequestCancelled: self._server.cancel,
-            ItemsReceived: self._inlets.receive,
-            EndReceived: self._stream_ended,
-            CreditReceived: self._outlets.credit_came,
-            StopReceived: self.calls.stopped,
-            PongReceived: self._pings.answered,
-            Greeted: self._greeted,
-            Opened: self._open,
-            Drained: self._drained,
-            Ended: self._ended,
-        }
-        watch_steps(reactor, self)
         for protocol in protocols:
-            # One that has served a conversation before had another peer then.
-            protocol.__dict__.pop("_protoframe_peer", None)
-            protocol.__dict__.setdefault("_protoframe_live", []).append(self)
-            protocol.__dict__["_protoframe_make_peer"] = self.proxy
+            begin_conversation(protocol, self)
+
+    # What is made when it is first needed.
+
+    @property
+    def opened(self) -> Deferred[None]:
+        """Fires when the conversation is open, or fails with why it will not be."""
+        opened = self._made_opened
+        if opened is None:
+            opened = self._made_opened = Deferred(self._give_up_opening)
+            if self._made:
+                opened.callback(None)
+            elif self._over:
+                opened.errback(self._end_error or ConnectionLost("the connection was lost"))
+        return opened
+
+    @property
+    def calls(self) -> Caller:
+        """What makes the calls of this end; proxies call it."""
+        calls = self._made_calls
+        if calls is None:
+            calls = self._made_calls = Caller(
+                self._conversation,
+                self._limits,
+                self._clock,
+                self._outlets,
+                self._inlets,
+                self._schedule,
+                self._settle_now,
+            )
+            if self._interceptors:
+                calls.intercept(self._interceptors, self.address, self.where, lambda: self.identity)
+        return calls
+
+    @property
+    def _server(self) -> Server:
+        server = self._made_server
+        if server is None:
+            server = self._made_server = Server(
+                self._conversation,
+                self._table,
+                (*self.protocols, *self._helpers),
+                self._limits,
+                self._clock,
+                self.address,
+                self.where,
+                self._outlets,
+                self._inlets,
+                self._interceptors,
+                self._schedule,
+                self._keeper,
+            )
+            server.identity = self.identity
+            server.session = self._session
+        return server
+
+    @property
+    def _outlets(self) -> Outlets:
+        outlets = self._made_outlets
+        if outlets is None:
+            outlets = self._made_outlets = Outlets(self._conversation, self._clock, self._schedule)
+            outlets.is_paused = self._paused
+        return outlets
+
+    @property
+    def _inlets(self) -> Inlets:
+        inlets = self._made_inlets
+        if inlets is None:
+            inlets = self._made_inlets = Inlets(self._conversation, self._reactor, self._schedule)
+        return inlets
+
+    @property
+    def _pings(self) -> Pings:
+        pings = self._made_pings
+        if pings is None:
+            pings = self._made_pings = Pings(self._reactor, self._clock, self._limits.default_timeout)
+        return pings
+
+    def _max_arguments(self, name: bytes) -> int | None:
+        entry = self._table.get(name)
+        return entry[0].options.max_size if entry is not None else None
+
+    # How it stands.
+
+    @property
+    def where(self) -> str:
+        """The peer's address, as a text."""
+        return _where(self.address)
 
     @property
     def is_open(self) -> bool:
@@ -318,14 +375,8 @@ class Connection:
         if self._over:
             done.callback(None)
         else:
-            self._waiting_for_end.append(done)
+            self._waiting_for_end += (done,)
         return done
-
-    @property
-    def identity(self) -> Identity | None:
-        """Who the peer has shown to be; ``None`` for one that has shown nothing."""
-        identity: Identity | None = self._server.identity
-        return identity
 
     # For whoever calls.
 
@@ -420,14 +471,18 @@ class Connection:
 
     def pause(self) -> None:
         """The carrier has enough to send."""
-        self._paused = self._outlets.is_paused = True
+        self._paused = True
+        if self._made_outlets is not None:
+            self._made_outlets.is_paused = True
         self._conversation.handle_blocked(self._clock())
         if not self._busy:
             self.wake_at(self._conversation.next_timer())
 
     def resume(self) -> None:
         """The carrier can send more."""
-        self._paused = self._outlets.is_paused = False
+        self._paused = False
+        if self._made_outlets is not None:
+            self._made_outlets.is_paused = False
         self._conversation.handle_unblocked(self._clock())
         self._transmit()
 
@@ -441,24 +496,29 @@ class Connection:
         self._leave_session(for_good=self._conversation.was_left)
         if self._wake is not None:
             self._wake.cancel()
-        for timer in (self._timer, self._close_timer, self._drain_timer):
+        self._alarms.unset(self)
+        for timer in (self._close_timer, self._drain_timer):
             if timer is not None:
                 timer.cancel()
-        self._pings.lost()
-        self.calls.lost()
+        if self._made_pings is not None:
+            self._made_pings.lost()
+        if self._made_calls is not None:
+            self._made_calls.lost()
         if self._authenticating is not None:
             self._authenticating.cancel()
-        if not self.opened.called:
-            self.opened.errback(self._end_error or ConnectionLost(_reason(reason)))
+        if self._made_opened is not None and not self._made_opened.called:
+            self._made_opened.errback(self._end_error or ConnectionLost(_reason(reason)))
         for protocol in self.protocols:
-            protocol.__dict__["_protoframe_live"].remove(self)
+            end_conversation(protocol)
         if self._made:
             for protocol in self.protocols:
                 try:
                     protocol.connectionLost(reason)
                 except Exception:
                     _log.failure("connectionLost of {protocol} failed", protocol=protocol)
-        waiting, self._waiting_for_end = self._waiting_for_end, []
+        if self._gone is not None:
+            self._gone(self)
+        waiting, self._waiting_for_end = self._waiting_for_end, ()
         for done in waiting:
             if not done.called:
                 done.callback(None)
@@ -468,7 +528,9 @@ class Connection:
         self._carrier.abort()
 
     def _leave_session(self, *, for_good: bool) -> None:
-        session, self._server.session = self._server.session, None
+        session, self._session = self._session, None
+        if self._made_server is not None:
+            self._made_server.session = None
         if session is None or self._keeper is None:
             return
         if for_good:
@@ -515,21 +577,27 @@ class Connection:
                     traffic.events = []
                     for number, event in enumerate(events, 1):
                         try:
-                            if type(event) is not RequestReceived:
-                                self._reactions[type(event)](event)
+                            if type(event) is ResponseReceived:
+                                caller = self._made_calls or self.calls
+                                caller.answered(event)
+                            elif type(event) is not RequestReceived:
+                                _REACTIONS[type(event)](self, event)
                             elif traffic.is_closed:
                                 # What came after it ended the conversation.
                                 pass
-                            elif self._server.held or outbox.octets > BACKLOG:
-                                self._server.hold(event)
                             else:
-                                self._server.serve(event)
+                                server = self._made_server or self._server
+                                if server.held or outbox.octets > BACKLOG:
+                                    server.hold(event)
+                                else:
+                                    server.serve(event)
                         except Exception:
                             self._failed_to_react(event)
                         if not number % _TURN and not self._paused:
                             self._send_frames(large=False)
-                if self._inlets.left:
-                    self._inlets.settle()
+                inlets = self._made_inlets
+                if inlets is not None and inlets.left:
+                    inlets.settle()
                 if self._over:
                     return
                 self._again = False
@@ -537,7 +605,8 @@ class Connection:
                     frames = outbox.poll(self._allowance)
                     if frames:
                         self._carrier.send(frames)
-                    if outbox.is_left or outbox.departed or self.calls.oneway:
+                    calls = self._made_calls
+                    if outbox.is_left or outbox.departed or (calls is not None and calls.oneway):
                         self._send_rest()
                 elif outbox.octets > self._limits.max_unsent and not traffic.is_closed:
                     text = f"{outbox.octets} bytes wait for a peer that does not read"
@@ -547,11 +616,13 @@ class Connection:
                     continue
                 if self._paused:
                     break
-                if self._server.held and self._server.go_on():
+                serving = self._made_server
+                if serving is not None and serving.held and serving.go_on():
                     continue
-                if self._outlets.ready and rounds:
+                outlets = self._made_outlets
+                if outlets is not None and outlets.ready and rounds:
                     rounds -= 1
-                    self._outlets.go_on()
+                    outlets.go_on()
                     continue
                 if not self._is_drained:
                     break
@@ -563,13 +634,14 @@ class Connection:
             if traffic.is_closed:
                 self._close()
             else:
-                next_timer = self._next_timer
-                due = next_timer()
+                deadlines = traffic.deadlines
+                due = self._conversation.own_due if deadlines is None else deadlines.earliest()
                 if due < self.timer_due:
                     self.wake_at(due)
         finally:
             self._busy = False
-        if self._again or (self._outlets.ready and not self._paused):
+        outlets = self._made_outlets
+        if self._again or (outlets is not None and outlets.ready and not self._paused):
             self._schedule()
 
     def _send_rest(self) -> None:
@@ -579,12 +651,13 @@ class Connection:
             self._send_frames()
         if outbox.departed:
             self._departed()
-        if self.calls.oneway:
-            self.calls.oneway_sent()
+        calls = self._made_calls
+        if calls is not None and calls.oneway:
+            calls.oneway_sent()
 
     def _departed(self) -> None:
         """Large messages are sent: what comes after them in their streams may go."""
-        departed, self._conversation.outbox.departed = self._conversation.outbox.departed, []
+        departed, self._conversation.outbox.departed = self._conversation.outbox.departed, ()
         for call_id in departed:
             self._outlets.go_on_with(call_id)
 
@@ -609,14 +682,10 @@ class Connection:
         A timer that goes off early finds nothing due and is set anew: cheaper than to move it at each call.
         """
         if due < self.timer_due and not self._over:
-            if self._timer is not None:
-                self._timer.cancel()
-            self.timer_due = due
-            self._timer = call_later(self._reactor, due - self._clock(), self._timer_fired)
+            self._alarms.set(self, due)
 
-    def _timer_fired(self) -> None:
-        self._timer = None
-        self.timer_due = math.inf
+    def woken(self) -> None:
+        """Its time has come, or that of its carrier."""
         now = self._clock()
         try:
             self._carrier.handle_timer(now)
@@ -661,9 +730,14 @@ class Connection:
         if identity is None and not self._anonymous:
             self._turn_away(Unauthenticated("this server asks who calls, and nothing was shown that it knows of"))
             return
-        self._server.identity = identity
+        self._know(identity)
         self._conversation.greet()
         self._schedule()
+
+    def _know(self, identity: Identity | None) -> None:
+        self.identity = identity
+        if self._made_server is not None:
+            self._made_server.identity = identity
 
     def _unknown(self, failure: Failure) -> None:
         self._authenticating = None
@@ -684,18 +758,21 @@ class Connection:
             if certificate is not None:
                 # One that has no name is nobody's.
                 with suppress(Unauthenticated):
-                    self._server.identity = certificate_identity(certificate)
+                    self._know(certificate_identity(certificate))
         hello = event.hello
         if hello.session and self._keeper is not None:
             # A secret is of use to nobody but whom it was seen with.
-            name = (getattr(self._server.identity, "name", None), hello.session)
-            self._server.session = self._keeper.open(name, hello.next_key, self)
+            name = (getattr(self.identity, "name", None), hello.session)
+            self._session = self._keeper.open(name, hello.next_key, self)
+            if self._made_server is not None:
+                self._made_server.session = self._session
         for protocol in self.protocols:
             try:
                 protocol.connectionMade()
             except Exception:
                 _log.failure("connectionMade of {protocol} failed", protocol=protocol)
-        self.opened.callback(None)
+        if self._made_opened is not None:
+            self._made_opened.callback(None)
 
     def _drained(self, _: Drained) -> None:
         # The last answers may not be sent yet.
@@ -704,7 +781,9 @@ class Connection:
     def _ended(self, event: Ended) -> None:
         self._end_error = event.error
         error = event.error
-        self._inlets.end_all(error if isinstance(error, ConnectionLost) else ConnectionLost("the conversation is over"))
+        if self._made_inlets is not None:
+            over = error if isinstance(error, ConnectionLost) else ConnectionLost("the conversation is over")
+            self._made_inlets.end_all(over)
         dropped = isinstance(error, KeepaliveTimeout | WriteTimeout | TooMuchUnsent)
         if error is not None and (dropped or not isinstance(error, ConnectionLost)):
             _log.warn("{where}: {kind}: {error}", where=self.where, kind=error.type_name, error=error.message)
@@ -723,14 +802,61 @@ class Connection:
 
     def _react(self) -> None:
         for event in self._conversation.poll_events():
-            self._reactions[type(event)](event)
+            _REACTIONS[type(event)](self, event)
 
-    # Streams.
+    # Calls and streams, of either end.
+
+    def _answered(self, event: ResponseReceived) -> None:
+        calls = self._made_calls or self.calls
+        calls.answered(event)
+
+    def _refused(self, event: ErrorReceived) -> None:
+        self.calls.refused(event)
+
+    def _failed(self, event: CallFailed) -> None:
+        self.calls.failed(event)
+
+    def _cancelled(self, event: RequestCancelled) -> None:
+        self._server.cancel(event)
+
+    def _items_came(self, event: ItemsReceived) -> None:
+        self._inlets.receive(event)
+
+    def _credit_came(self, event: CreditReceived) -> None:
+        self._outlets.credit_came(event)
+
+    def _stopped(self, event: StopReceived) -> None:
+        self.calls.stopped(event)
+
+    def _pong_came(self, event: PongReceived) -> None:
+        self._pings.answered(event)
 
     def _stream_ended(self, event: EndReceived) -> None:
         if event.token is not None:
             self.calls.ended(event)
         self._inlets.end(event.call_id)
+
+
+# What is done about each event but requests; `Connection._transmit` looks at those, and at answers, itself.
+_REACTIONS: Mapping[type, Callable[[Connection, Any], None]] = {
+    ResponseReceived: Connection._answered,
+    ErrorReceived: Connection._refused,
+    CallFailed: Connection._failed,
+    RequestCancelled: Connection._cancelled,
+    ItemsReceived: Connection._items_came,
+    EndReceived: Connection._stream_ended,
+    CreditReceived: Connection._credit_came,
+    StopReceived: Connection._stopped,
+    PongReceived: Connection._pong_came,
+    Greeted: Connection._greeted,
+    Opened: Connection._open,
+    Drained: Connection._drained,
+    Ended: Connection._ended,
+}
+
+
+def _max_result(call: PendingCall | PendingStream) -> int | None:
+    return call.method.options.max_size
 
 
 def _where(address: Any) -> str:

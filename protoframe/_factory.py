@@ -15,7 +15,7 @@ from twisted.internet.protocol import Factory as TwistedFactory
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
 
-from protoframe._clock import clock_of
+from protoframe._clock import Alarms, clock_of
 from protoframe._connection import Carrier, Connection
 from protoframe._datagram import DatagramCarrier
 from protoframe._protocol import Protocol
@@ -113,10 +113,14 @@ class Factory(TwistedFactory):
         self._connections: dict[Connection, None] = {}
         self._turned_away = 0
         self._keeper: Keeper | None = None
+        # These serve all connections: each of their own would cost every connection what only few ask for.
+        self._helpers: tuple[Protocol[Any], ...] = ()
+        self._alarms: Alarms | None = None
+        self._gone = lambda connection: self._connections.pop(connection, None)
         self._unready: set[type[Protocol[Any]]] = set()
         self._is_draining = False
-        self._served = (*protocols, Health, Reflection) if reflection else (*protocols, Health)
-        self._table = method_table(self._served)
+        self._helping: tuple[type[Protocol[Any]], ...] = (Health, Reflection) if reflection else (Health,)
+        self._table = method_table((*protocols, *self._helping))
 
     @property
     def connections(self) -> AbstractSet[Connection]:
@@ -182,35 +186,36 @@ class Factory(TwistedFactory):
 
         if self._keeper is None:
             self._keeper = Keeper(self.limits, reactor)
-        keeper = self._keeper
-
-        def connect(carrier: Carrier, address: Any) -> Connection:
-            connection = Connection(
-                Role.ACCEPTOR,
-                reactor,
-                self.limits,
-                self._table,
-                [self._create(protocol) for protocol in self._served],
-                carrier,
-                address,
-                AGENT,
-                authenticator=self.authenticator,
-                anonymous=self.anonymous,
-                interceptors=self.interceptors,
-                keeper=keeper,
-            )
-            connection.opened.addErrback(lambda _: None)
-            connection.closed.addCallback(lambda _: self._connections.pop(connection, None))
-            self._connections[connection] = None
-            return connection
-
+            self._alarms = Alarms(reactor)
+            self._helpers = tuple(self._create(protocol) for protocol in self._helping)
         if getattr(addr, "type", None) == "UDP":
             # It is no `IProtocol`, and what asks for it (`protoframe.listen`) takes it for what it is.
-            datagrams: Any = DatagramCarrier(connect, self.limits, reactor)
+            datagrams: Any = DatagramCarrier(self._connect, self.limits, reactor)
             return typing.cast("TwistedProtocol", datagrams)
-        carrier = StreamCarrier(connect, self.limits, clock_of(reactor), pauses_peer=True)
+        carrier = StreamCarrier(self._connect, self.limits, clock_of(reactor), pauses_peer=True)
         carrier.factory = self
         return carrier
+
+    def _connect(self, carrier: Carrier, address: Any) -> Connection:
+        connection = Connection(
+            Role.ACCEPTOR,
+            typing.cast("IReactorTime", self.reactor),
+            self.limits,
+            self._table,
+            tuple([self._create(protocol) for protocol in self.protocols]),
+            carrier,
+            address,
+            AGENT,
+            authenticator=self.authenticator,
+            anonymous=self.anonymous,
+            interceptors=self.interceptors,
+            keeper=self._keeper,
+            alarms=self._alarms,
+            helpers=self._helpers,
+            gone=self._gone,
+        )
+        self._connections[connection] = None
+        return connection
 
     def _turn_away(self, address: IAddress | None, reactor: IReactorTime) -> TurnedAway:
         self._turned_away += 1

@@ -33,6 +33,8 @@ class Inlets:
     :param wake: called when there is something to send that nothing else led to.
     """
 
+    __slots__ = ("_conversation", "_inlets", "_reactor", "_thread", "_wake", "left")
+
     def __init__(self, conversation: Conversation, reactor: Any, wake: Callable[[], None]) -> None:
         self._conversation = conversation
         self._reactor = reactor

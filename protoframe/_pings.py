@@ -39,6 +39,8 @@ class Pings:
     :ivar waiting: those whose answer has not come, by their payload.
     """
 
+    __slots__ = ("_clock", "_default_timeout", "_reactor", "waiting")
+
     def __init__(self, reactor: IReactorTime, clock: Callable[[], float], default_timeout: float) -> None:
         self._reactor = reactor
         self._clock = clock

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
     from typing_extensions import TypeVar as TypeVarWithDefault
 
+    from protoframe._connection import Connection
     from protoframe._factory import Factory
 
     PeerT = TypeVarWithDefault("PeerT", default=Any)
@@ -44,6 +45,11 @@ class Protocol(Generic[PeerT]):
     """
 
     factory: Factory
+    # The last of the conversations that it serves, how many there are, and the peer of that one once it was asked for.
+    # Attributes that only the class has take no memory of the instances, of which there are as many as connections.
+    _protoframe_connection: Connection | None = None
+    _protoframe_live = 0
+    _protoframe_peer: Any = None
 
     def __init_subclass__(cls, *, name: str | None = None, permission: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -63,14 +69,15 @@ class Protocol(Generic[PeerT]):
         :raises LocalProtocolError: the class does not say what the other end answers (``Protocol[...]``), there is no
             conversation yet, or the instance serves several at once.
         """
-        if len(self.__dict__.get("_protoframe_live", ())) > 1:
+        if self._protoframe_live > 1:
             raise LocalProtocolError(f"this {type(self).__name__} serves several conversations: it has no one peer")
-        proxy: PeerT | None = self.__dict__.get("_protoframe_peer")
+        proxy: PeerT | None = self._protoframe_peer
         if proxy is None:
-            make = self.__dict__.get("_protoframe_make_peer")
-            if make is None:
+            connection = self._protoframe_connection
+            if connection is None:
                 raise LocalProtocolError(f"{type(self).__name__} has no conversation yet, and so no peer")
-            proxy = self.__dict__["_protoframe_peer"] = make(peer_class(type(self)))
+            proxy = connection.proxy(peer_class(type(self)))
+            _set(self, "_protoframe_peer", proxy)
         return proxy
 
     def connectionMade(self) -> None:
@@ -78,6 +85,24 @@ class Protocol(Generic[PeerT]):
 
     def connectionLost(self, reason: Failure) -> None:
         """Called when the conversation is over, once, if `connectionMade` was."""
+
+
+# Whatever a Protocol does about attributes of its own.
+_set = object.__setattr__
+
+
+def begin_conversation(protocol: Protocol[Any], connection: Connection) -> None:
+    """An instance serves a conversation."""
+    if protocol._protoframe_peer is not None:
+        # One that has served a conversation before had another peer then.
+        _set(protocol, "_protoframe_peer", None)
+    _set(protocol, "_protoframe_live", protocol._protoframe_live + 1)
+    _set(protocol, "_protoframe_connection", connection)
+
+
+def end_conversation(protocol: Protocol[Any]) -> None:
+    """An instance serves a conversation no longer."""
+    _set(protocol, "_protoframe_live", protocol._protoframe_live - 1)
 
 
 def peer_class(cls: type[Protocol[Any]]) -> type[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import struct
+import typing
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, copy_context
@@ -79,6 +80,10 @@ _KEYED = int(Flag.KEYED)
 _DIGEST_SALT = struct.Struct("!HIB")
 
 
+#: In place of requests that wait, while none has: a deque takes 760 bytes.
+_NONE_HELD: deque[RequestReceived] = typing.cast("deque[RequestReceived]", ())
+
+
 class Server:
     """Serves the requests of one conversation.
 
@@ -134,7 +139,7 @@ class Server:
         self._refused = 0
         self._wake = wake
         self._running: dict[int, RunningHandler] = {}
-        self.held: deque[RequestReceived] = deque()
+        self.held = _NONE_HELD
         # Calls that were cancelled while they ran, and the error that they end with whatever their handler says.
         self._verdicts: dict[int, Error] = {}
         self._keeper = keeper
@@ -145,6 +150,8 @@ class Server:
 
     def hold(self, event: RequestReceived) -> None:
         """Keeps a request until the answers that wait have been sent."""
+        if self.held is _NONE_HELD:
+            self.held = deque()
         self.held.append(event)
 
     def go_on(self) -> bool:
@@ -162,7 +169,7 @@ class Server:
     def cancel(self, event: RequestCancelled) -> None:
         """Asks a handler to end; a request that waits is not served."""
         if self._conversation.state is _CLOSED:
-            self.held.clear()
+            self.held = _NONE_HELD
             if event.call_id in self._kept or event.call_id in self._joined:
                 # It goes on: its caller may come again.
                 return

@@ -6,6 +6,7 @@ Knows `ITransport` and where bytes go; what they mean is `protoframe.core.stream
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,20 @@ class StreamCarrier(TwistedProtocol):
     :ivar connection: what is carried, from `connectionMade` on.
     """
 
+    __slots__ = (
+        "_clock",
+        "_connect",
+        "_is_direct",
+        "_is_over",
+        "_pauses_peer",
+        "_peer_is_paused",
+        "_reader",
+        "_socket",
+        "connection",
+        "factory",
+        "transport",
+    )
+
     allowance = 128 * 1024
     # What is sent later comes later.
     is_confirming = False
@@ -63,7 +78,7 @@ class StreamCarrier(TwistedProtocol):
         *,
         pauses_peer: bool,
     ) -> None:
-        self._connect = connect
+        self._connect: Callable[[StreamCarrier, Any], Connection] | None = connect
         self._clock = clock
         self._pauses_peer = pauses_peer
         self._peer_is_paused = False
@@ -88,15 +103,16 @@ class StreamCarrier(TwistedProtocol):
             and hasattr(transport, "TLS")
         ):
             self._socket = self.transport.getHandle()
+        connect, self._connect = typing.cast("Callable[[StreamCarrier, Any], Connection]", self._connect), None
         try:
-            self.connection = self._connect(self, transport.getPeer())
+            self.connection = connect(self, transport.getPeer())
         except Exception:
             _log.failure("what should serve {peer} could not be made", peer=transport.getPeer())
             self._is_over = True
             self.abort()
             return
         transport.registerProducer(self, True)
-        transport.write(serialize_preface())
+        self.send([serialize_preface()])
         self.connection.start()
 
     def dataReceived(self, data: bytes) -> None:
@@ -139,7 +155,7 @@ class StreamCarrier(TwistedProtocol):
         """Tells the connection."""
         self._socket = None
         self._is_over = True
-        connection = self.__dict__.get("connection")
+        connection = getattr(self, "connection", None)
         if connection is not None:
             connection.lost(reason)
 

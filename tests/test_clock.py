@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +16,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe import DeadlineExceeded, Protocol, _clock, request, timeout
-from protoframe._clock import call_later
+from protoframe._clock import Alarms, call_later
 from tests.ends import Notes, talk
 
 DAY = 86_400.0
@@ -82,3 +84,76 @@ class Timers(SynchronousTestCase):
         timer._fire()
         self.assertEqual(gone, [])
         timer.cancel()
+
+
+class Noting:
+    """What wants to be woken at a time, and notes when it was."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.timer_due = math.inf
+        self.wanted = math.inf
+        self.woken_at: list[tuple[float, float]] = []
+
+    def woken(self) -> None:
+        self.woken_at.append((self.wanted, self.clock.seconds()))
+        self.wanted = math.inf
+
+    def rearm(self) -> None:
+        pass
+
+
+class OfMany(SynchronousTestCase):
+    """`Alarms`: many timers behind one."""
+
+    def test_each_is_woken_in_its_time_and_no_other(self) -> None:
+        chance = random.Random(7)
+        for _ in range(20):
+            clock = Clock()
+            alarms = Alarms(clock)  # type: ignore[arg-type]
+            sleepers = [Noting(clock) for _ in range(chance.choice((1, 5, 200)))]
+            for _ in range(300):
+                sleeper = chance.choice(sleepers)
+                if chance.random() < 0.2:
+                    alarms.unset(sleeper)
+                    sleeper.wanted = math.inf
+                elif chance.random() < 0.7:
+                    sleeper.wanted = clock.seconds() + chance.choice((0.0, 0.25, 1.5, 7.125, 30.0, 31.0))
+                    alarms.set(sleeper, sleeper.wanted)
+                clock.advance(chance.choice((0.0, 0.0625, 0.5, 2.25)))
+                now = clock.seconds()
+                self.assertEqual([one for one in sleepers if one.wanted < now], [])
+                self.assertLessEqual(len(clock.getDelayedCalls()), 1)
+            for sleeper in sleepers:
+                alarms.unset(sleeper)
+                self.assertTrue(all(wanted <= at for wanted, at in sleeper.woken_at))
+            self.assertEqual((clock.getDelayedCalls(), alarms._later, alarms._soon), ([], {}, []))
+
+    def test_one_that_is_gone_is_not_kept(self) -> None:
+        clock = Clock()
+        alarms = Alarms(clock)  # type: ignore[arg-type]
+        stays = Noting(clock)
+        alarms.set(stays, 60.0)
+        for _ in range(500):
+            goes = Noting(clock)
+            alarms.set(goes, 1.0)
+            alarms.unset(goes)
+        self.assertLess(len(alarms._soon), 100)
+
+    def test_at_once_may_be_said_as_any_time_that_has_passed(self) -> None:
+        clock = Clock()
+        sleeper = Noting(clock)
+        Alarms(clock).set(sleeper, -math.inf)  # type: ignore[arg-type]
+        clock.advance(0)
+        self.assertEqual(len(sleeper.woken_at), 1)
+
+    def test_one_that_fails_holds_up_no_other(self) -> None:
+        clock = Clock()
+        alarms = Alarms(clock)  # type: ignore[arg-type]
+        broken, other = Noting(clock), Noting(clock)
+        self.patch(broken, "woken", lambda: 1 // 0)
+        alarms.set(broken, 1.0)
+        alarms.set(other, 1.0)
+        clock.advance(1.0)
+        self.assertEqual(len(other.woken_at), 1)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

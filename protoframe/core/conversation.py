@@ -9,8 +9,13 @@ the verbs (`request`, `respond`, `refuse`, `cancel`, ...), and events, frames an
 
 from __future__ import annotations
 
+import functools
+import math
+import typing
 from collections.abc import Callable, Iterable
 from typing import Any
+
+import msgspec
 
 from protoframe.core.credit import cost_of
 from protoframe.core.deadlines import Deadlines
@@ -32,10 +37,12 @@ from protoframe.core.frames import (
     COUNT,
     FIRST_SKIPPED_KIND,
     LONGEST_AGENT_AND_TOKEN,
+    ErrorBody,
     Flag,
     Frame,
     GoAway,
     Hello,
+    Key,
     Kind,
     cut,
     parse_count,
@@ -94,22 +101,31 @@ def _unbounded(_: Any) -> int | None:
     return None
 
 
+class Request(typing.Protocol):
+    """`OutgoingCalls.request`."""
+
+    def __call__(
+        self,
+        method: bytes,
+        arguments: bytes,
+        token: Any,
+        deadline: float,
+        now: float,
+        metadata: bytes = b"",
+        flags: int = 0,
+        key: Key | None = None,
+    ) -> int: ...
+
+
 class Conversation:
     """One end of a conversation.
 
     :ivar state: where the conversation stands.
-    :ivar peer: the peer's settings, once its HELLO has come.
+    :ivar peer: the peer's settings, once its HELLO has come; when the conversation is open, without its secrets.
     :ivar was_left: whether the peer has said that it is leaving.
     :ivar traffic: what goes over it; its `events` are what happened and was not polled yet.
-    :ivar next_timer: gives the time at which `handle_timer` wants to be called; infinity for never.  It may be earlier
-        than anything is due: a timer that finds nothing to do is cheaper than one that is moved at each call.
+    :ivar own_due: when the one deadline of the conversation itself is due, while `Traffic.deadlines` is ``None``.
     :ivar outbox: what the carrier is to send: `Outbox.poll` gives it.
-    :ivar request: see `OutgoingCalls.request`.
-    :ivar cancel: see `OutgoingCalls.cancel`.
-    :ivar respond: see `IncomingCalls.respond`.
-    :ivar refuse: see `IncomingCalls.refuse`.
-    :ivar suspend: see `IncomingCalls.suspend`.
-    :ivar give_back: see `Traffic.give_back`.
     :param role: which end this is.
     :param limits: what this end takes.
     :param now: the time, in seconds of the clock that all other times given to this object come from.
@@ -122,6 +138,30 @@ class Conversation:
     :param session: the secret by which the peer knows this end again, over another connection.
     :param next_key: see `Hello.next_key`.
     """
+
+    # Most connections are idle, so what calls of either end need is made when there is one.  What begins with ``_made``
+    # is None until then, for paths that every call takes; the property of that name makes it.
+    __slots__ = (
+        "_asks_first",
+        "_blocked",
+        "_blocked_is_watched",
+        "_heard",
+        "_hello",
+        "_limits",
+        "_made_incoming",
+        "_made_outgoing",
+        "_max_arguments",
+        "_max_result",
+        "_own_parity",
+        "_pings",
+        "_strikes",
+        "outbox",
+        "own_due",
+        "peer",
+        "state",
+        "traffic",
+        "was_left",
+    )
 
     def __init__(
         self,
@@ -140,25 +180,15 @@ class Conversation:
         self.peer: Hello | None = None
         self._limits = limits
         self._own_parity = role.value
-        deadlines = Deadlines(self._is_awaited)
-        self.next_timer = deadlines.earliest
-        deadlines.add(_HANDSHAKE, now + limits.handshake_timeout)
-        self._deadlines = deadlines
-        self.traffic = traffic = Traffic(limits, now, deadlines)
+        self.own_due = now + limits.handshake_timeout
+        self.traffic = traffic = Traffic(limits, now)
         self.outbox = traffic.outbox
-        self._outgoing = outgoing = OutgoingCalls(
-            traffic, limits, 2 - role.value, now, max_result, self._check_drained, self._tell_later
-        )
-        self._incoming = incoming = IncomingCalls(
-            traffic, limits, 1 - role.value, now, max_arguments, self._check_drained
-        )
-        self.request = outgoing.request
-        self.cancel = outgoing.cancel
-        self.respond = incoming.respond
-        self.refuse = incoming.refuse
-        self.suspend = incoming.suspend
-        self.give_back = traffic.give_back
-        self._pings = Allowance(limits.ping_burst, limits.ping_rate, now)
+        self._max_arguments = max_arguments
+        self._max_result = max_result
+        self._made_outgoing: OutgoingCalls | None = None
+        self._made_incoming: IncomingCalls | None = None
+        # Made at the first PING.
+        self._pings: Allowance | None = None
         self._strikes = 0
         # When the peer was heard last; None where it was asked for a sign of life, and has given none.
         self._heard: float | None = now
@@ -178,10 +208,61 @@ class Conversation:
             session=session,
             next_key=next_key,
         )
-        self._hello = hello
+        # That is not sent yet.
+        self._hello = hello if asks_first else None
         self._asks_first = asks_first
         if not asks_first:
             self.outbox.put_control(Kind.HELLO, 0, hello.serialize())
+
+    @property
+    def _outgoing(self) -> OutgoingCalls:
+        outgoing = self._made_outgoing
+        if outgoing is None:
+            traffic = self.traffic
+            outgoing = OutgoingCalls(
+                traffic,
+                self._watched(),
+                self._limits,
+                2 - self._own_parity,
+                traffic.now,
+                self._max_result,
+                self._check_drained,
+                self._tell_later,
+            )
+            outgoing.is_open = self.state in _CALLS
+            if self.peer is not None:
+                outgoing.begin(self.peer)
+            self._made_outgoing = outgoing
+        return outgoing
+
+    @property
+    def _incoming(self) -> IncomingCalls:
+        incoming = self._made_incoming
+        if incoming is None:
+            traffic = self.traffic
+            incoming = IncomingCalls(
+                traffic,
+                self._limits,
+                1 - self._own_parity,
+                traffic.now,
+                self._max_arguments,
+                self._check_drained,
+                self._watch,
+            )
+            incoming.is_open = self.state in _SERVES
+            self._made_incoming = incoming
+        return incoming
+
+    def _watched(self) -> Deadlines:
+        """What watches deadlines, from now on that of the conversation itself too."""
+        deadlines = self.traffic.deadlines
+        if deadlines is None:
+            deadlines = self.traffic.deadlines = Deadlines(self._is_awaited)
+            deadlines.add(_HANDSHAKE if self.state is State.GREETING else _KEEPALIVE, self.own_due)
+        return deadlines
+
+    def _watch(self, identifier: int, due: float) -> None:
+        self._watched().add(identifier, due)
 
     # What goes in from below.
 
@@ -195,9 +276,14 @@ class Conversation:
             for frame in frames:
                 kind, flags, call_id, payload = frame
                 if kind == _RESPONSE and not flags & _MORE:
-                    self._outgoing.handle_response(call_id, payload)
-                elif kind == _REQUEST and not flags & _MORE and self._incoming.is_open:
-                    self._incoming.handle_request(flags, call_id, payload, now)
+                    outgoing = self._made_outgoing or self._outgoing
+                    outgoing.handle_response(call_id, payload)
+                elif (
+                    kind == _REQUEST
+                    and not flags & _MORE
+                    and (incoming := self._made_incoming or self._incoming).is_open
+                ):
+                    incoming.handle_request(flags, call_id, payload, now)
                 elif kind == _ITEM and not flags & _MORE and self.state is not State.GREETING:
                     count = parse_count(payload)
                     self._handle_items(call_id, count, payload, cost_of(len(payload), count))
@@ -211,7 +297,11 @@ class Conversation:
     def handle_timer(self, now: float) -> None:
         """Does what is due by now; to be called at `next_timer`, or later."""
         self.traffic.now = now
-        for call_id in self._deadlines.pop_due(now):
+        if self.traffic.deadlines is None:
+            if self.own_due <= now and self.state is not State.CLOSED:
+                self._handle_own_timer(_HANDSHAKE if self.state is State.GREETING else _KEEPALIVE, now)
+            return
+        for call_id in self.traffic.deadlines.pop_due(now):
             if call_id <= _HANDSHAKE:
                 self._handle_own_timer(call_id, now)
                 if self.state is State.CLOSED:
@@ -233,7 +323,7 @@ class Conversation:
             return
         if not self._blocked_is_watched:
             self._blocked_is_watched = True
-            self._deadlines.add(_BLOCKED, now + self._limits.write_timeout)
+            self._watch(_BLOCKED, now + self._limits.write_timeout)
 
     def handle_unblocked(self, now: float) -> None:
         """The carrier takes more."""
@@ -253,22 +343,58 @@ class Conversation:
                 return
             if now < self._blocked + limits.write_timeout:
                 self._blocked_is_watched = True
-                self._deadlines.add(_BLOCKED, self._blocked + limits.write_timeout)
+                self._watch(_BLOCKED, self._blocked + limits.write_timeout)
                 return
             self.end(WriteTimeout(f"the peer read nothing for {limits.write_timeout:g} s"))
         elif self._blocked is not None:
-            self._deadlines.add(_KEEPALIVE, now + limits.keepalive_idle)
+            self._keep_alive(now + limits.keepalive_idle)
         elif self._heard is None:
             silent = limits.keepalive_idle + limits.keepalive_timeout
             self.end(KeepaliveTimeout(f"the peer gave no sign of life for {silent:g} s"))
         elif now < self._heard + limits.keepalive_idle:
-            self._deadlines.add(_KEEPALIVE, self._heard + limits.keepalive_idle)
+            self._keep_alive(self._heard + limits.keepalive_idle)
         else:
             self._heard = None
             self.outbox.put_control(Kind.PING, 0, _KEEPALIVE_PAYLOAD)
-            self._deadlines.add(_KEEPALIVE, now + limits.keepalive_timeout)
+            self._keep_alive(now + limits.keepalive_timeout)
+
+    def _keep_alive(self, due: float) -> None:
+        """The peer is to be heard, or asked for a sign of life, by then."""
+        if self.traffic.deadlines is None:
+            self.own_due = due
+        else:
+            self.traffic.deadlines.add(_KEEPALIVE, due)
 
     # What goes in from above.
+
+    def cancel(self, call_id: int, error: Error | None = None) -> None:
+        """See `OutgoingCalls.cancel`."""
+        self._outgoing.cancel(call_id, error)
+
+    def refuse(self, call_id: int, body: ErrorBody, *, processed: bool = True) -> None:
+        """See `IncomingCalls.refuse`."""
+        self._incoming.refuse(call_id, body, processed=processed)
+
+    def give_back(self, call_id: int, cost: int) -> None:
+        """See `Traffic.give_back`."""
+        self.traffic.give_back(call_id, cost)
+
+    # Of these the method itself is wanted, by who calls it often.
+
+    @property
+    def request(self) -> Request:
+        """See `OutgoingCalls.request`."""
+        return self._outgoing.request
+
+    @property
+    def respond(self) -> Callable[[int, bytes], None]:
+        """See `IncomingCalls.respond`."""
+        return self._incoming.respond
+
+    @property
+    def suspend(self) -> Callable[[int, float], None]:
+        """See `IncomingCalls.suspend`."""
+        return self._incoming.suspend
 
     def room(self, call_id: int) -> int:
         """What the items of a stream may cost that are sent now; 0 where they have to wait.
@@ -290,11 +416,12 @@ class Conversation:
             raise LocalProtocolError(f"call {call_id} has no stream to send, or no credit")
         self.traffic.send_items(call_id, count, octets)
         if call_id & 1 != self._own_parity:
-            self._incoming.streaming.add(call_id)
+            self._incoming.streaming[call_id] = None
 
     def may_end(self, call_id: int) -> bool:
         """Whether nothing of a stream waits that its end would overtake; where something does, ask as for `room`."""
-        return call_id not in self.outbox.cut and call_id not in self._outgoing.waiting
+        outgoing = self._made_outgoing
+        return call_id not in self.outbox.cut and (outgoing is None or call_id not in outgoing.waiting)
 
     def end_items(self, call_id: int) -> None:
         """Ends a stream; of a call of the peer's, that is its answer.
@@ -337,7 +464,7 @@ class Conversation:
         if self.state is State.GREETING:
             self.end(None)
             return
-        if not self._incoming.is_open:
+        if self.state not in _SERVES:
             return
         self._incoming.stop()
         self.outbox.put_control(Kind.GOAWAY, 0, GoAway(0, self._incoming.last, text).serialize())
@@ -351,16 +478,29 @@ class Conversation:
         """
         if self.state is State.CLOSED:
             return
+        outgoing, incoming = self._made_outgoing, self._made_incoming
         if error is not None and not isinstance(error, ConnectionLost):
-            goaway = GoAway(error.status, self._incoming.last, error.message)
+            goaway = GoAway(error.status, incoming.last if incoming is not None else 0, error.message)
             self.outbox.put_control(Kind.GOAWAY, 0, goaway.serialize())
         self._move(Input.ENDED)
-        self._outgoing.end(error)
-        self._incoming.end()
+        if outgoing is not None:
+            outgoing.end(error)
+        if incoming is not None:
+            incoming.end()
         self.traffic.end()
+        self.own_due = math.inf
         self.traffic.events.append(Ended(error))
 
     # What comes out.
+
+    def next_timer(self) -> float:
+        """The time at which `handle_timer` wants to be called; infinity for never.
+
+        It may be earlier than anything is due: a timer that finds nothing to do is cheaper than one that is moved at
+        each call.
+        """
+        deadlines = self.traffic.deadlines
+        return self.own_due if deadlines is None else deadlines.earliest()
 
     def poll_events(self) -> list[Event]:
         """What happened since the last time."""
@@ -372,12 +512,12 @@ class Conversation:
     @property
     def running(self) -> int:
         """Calls of the peer that take a slot here."""
-        return len(self._incoming.running)
+        return len(self._made_incoming.running) if self._made_incoming is not None else 0
 
     @property
     def pending(self) -> int:
         """Calls of this end whose slot, here or at the peer, is not free yet."""
-        return len(self._outgoing.pending)
+        return len(self._made_outgoing.pending) if self._made_outgoing is not None else 0
 
     # Frames of the peer.
 
@@ -416,9 +556,13 @@ class Conversation:
         elif len(payload) != 8:
             raise RemoteProtocolError(f"{Kind(kind).name}: {len(payload)} octets, not 8")
         elif kind == Kind.PING:
-            if self._pings.is_full(self.traffic.now):
+            pings = self._pings
+            if pings is None:
+                limits = self._limits
+                pings = self._pings = Allowance(limits.ping_burst, limits.ping_rate, self.traffic.now)
+            if pings.is_full(self.traffic.now):
                 self._strikes = 0
-            if not self._pings.take(self.traffic.now):
+            if not pings.take(self.traffic.now):
                 self._strikes += 1
                 if self._strikes >= _STRIKES:
                     raise PingFlood(f"more than {self._limits.ping_burst} PINGs at once")
@@ -430,9 +574,9 @@ class Conversation:
         if self.peer is not None:
             raise RemoteProtocolError("a second HELLO")
         self.peer = hello
-        self.traffic.begin(hello)
-        self._outgoing.begin(hello.max_calls)
-        self._outgoing.takes_streams = hello.stream_credit > 0
+        self.traffic.begin(_without_secrets(hello))
+        if self._made_outgoing is not None:
+            self._made_outgoing.begin(hello)
         if self._asks_first:
             self.traffic.events.append(Greeted(hello))
         else:
@@ -440,19 +584,21 @@ class Conversation:
 
     def greet(self) -> None:
         """The peer is welcome: greets it, and opens the conversation."""
-        if self.state is State.GREETING and self.peer is not None and self._asks_first:
+        if self.state is State.GREETING and self.peer is not None and self._hello is not None:
             self.outbox.put_control(Kind.HELLO, 0, self._hello.serialize())
+            self._hello = None
             self._open(self.peer)
 
     def _open(self, hello: Hello) -> None:
         self._move(Input.HELLO_RECEIVED)
-        self._deadlines.add(_KEEPALIVE, self.traffic.now + self._limits.keepalive_idle)
+        self.peer = _without_secrets(hello)
+        self._keep_alive(self.traffic.now + self._limits.keepalive_idle)
         self.traffic.events.append(Opened(hello))
 
     def _handle_goaway(self, goaway: GoAway) -> None:
         self.was_left = True
         if goaway.status:
-            self._outgoing.fail_unprocessed(goaway.last_call_id, ConnectionLost, goaway.text)
+            self._fail_unprocessed(goaway.last_call_id, ConnectionLost, goaway.text)
             lost = ConnectionLost(f"the peer ended the conversation: {goaway.text}")
             lost.__cause__ = BY_STATUS.get(goaway.status, Error)(goaway.text)
             self.end(lost)
@@ -460,21 +606,27 @@ class Conversation:
         if (self.state, Input.GOAWAY_RECEIVED) not in TRANSITIONS:
             raise RemoteProtocolError(f"GOAWAY in state {self.state.value}")
         self._move(Input.GOAWAY_RECEIVED)
-        self._outgoing.fail_unprocessed(goaway.last_call_id, GoingAway, goaway.text or "the peer takes no new calls")
+        self._fail_unprocessed(goaway.last_call_id, GoingAway, goaway.text or "the peer takes no new calls")
         self._check_drained()
+
+    def _fail_unprocessed(self, last_call_id: int, error: type[Error], text: str) -> None:
+        if self._made_outgoing is not None:
+            self._made_outgoing.fail_unprocessed(last_call_id, error, text)
 
     # Streams.
 
     def _handle_items(self, call_id: int, count: int, message: bytes, cost: int) -> None:
         self._check_stream(Kind.ITEM, call_id)
-        if self.traffic.assembler.messages and call_id in self.traffic.assembler.messages:
+        traffic = self.traffic
+        if traffic.is_on_the_way(call_id):
             raise RemoteProtocolError(f"ITEM: a message of call {call_id} is on the way already")
-        self.traffic.granted.spend(call_id, cost)
-        if self.traffic.granted.is_open(call_id):
-            self.traffic.events.append(ItemsReceived(call_id, count, message, cost))
-            self.traffic.grant(call_id)
+        granted = traffic.granted
+        granted.spend(call_id, cost)
+        if granted.is_open(call_id):
+            traffic.events.append(ItemsReceived(call_id, count, message, cost))
+            traffic.grant(call_id)
         else:
-            self.give_back(call_id, cost)
+            traffic.give_back(call_id, cost)
 
     def _check_stream(self, kind: Kind, call_id: int) -> None:
         """Refuses what belongs to no stream.
@@ -492,7 +644,7 @@ class Conversation:
     def _handle_end(self, call_id: int) -> None:
         self._check_stream(Kind.END, call_id)
         wanted = self.traffic.granted.is_open(call_id)
-        if call_id in self.traffic.assembler.messages:
+        if self.traffic.is_on_the_way(call_id):
             raise RemoteProtocolError(f"END: a message of call {call_id} is on the way")
         self.traffic.granted.close(call_id)
         if call_id & 1 != self._own_parity:
@@ -516,7 +668,7 @@ class Conversation:
     def _begin_message(self, frame: Frame) -> None:
         kind, _, call_id, payload = frame
         total, part = parse_total(payload)
-        if kind != _ERROR and call_id in self.traffic.assembler.messages:
+        if kind != _ERROR and self.traffic.is_on_the_way(call_id):
             raise RemoteProtocolError(f"{Kind(kind).name}: a message of call {call_id} is on the way already")
         wanted = True
         if kind == _REQUEST:
@@ -589,20 +741,38 @@ class Conversation:
         except KeyError:
             raise LocalProtocolError(f"{happened.value} in state {self.state.value}") from None
         # For the paths that every call takes.
-        self._outgoing.is_open = self.state in _CALLS
-        self._incoming.is_open = self.state in _SERVES
+        if self._made_outgoing is not None:
+            self._made_outgoing.is_open = self.state in _CALLS
+        if self._made_incoming is not None:
+            self._made_incoming.is_open = self.state in _SERVES
         self.traffic.is_ending = self.state in _ENDS
         self.traffic.is_closed = self.state is State.CLOSED
 
     def _check_drained(self) -> None:
-        if self.traffic.is_ending and not self._outgoing.pending and not self._incoming.running:
+        if self.traffic.is_ending and not self.pending and not self.running:
             self.traffic.events.append(Drained())
 
     def _tell_later(self) -> None:
-        self._deadlines.add(_TELLING, self.traffic.now + TELLING)
+        self._watch(_TELLING, self.traffic.now + TELLING)
 
     def _is_awaited(self, identifier: int) -> bool:
         """Whether a deadline, of a call or of the conversation itself, still means something."""
         if identifier <= _HANDSHAKE:
             return identifier != _HANDSHAKE or self.state is State.GREETING
-        return self._outgoing.pending.get(identifier) is not None or identifier in self._incoming.suspended
+        outgoing, incoming = self._made_outgoing, self._made_incoming
+        if outgoing is not None and outgoing.pending.get(identifier) is not None:
+            return True
+        return incoming is not None and identifier in incoming.suspended
+
+
+@functools.lru_cache(maxsize=64)
+def _shared(hello: Hello) -> Hello:
+    """The same settings, which most peers of a server have: one object for all of them."""
+    return hello
+
+
+def _without_secrets(hello: Hello) -> Hello:
+    if hello.token or hello.session:
+        # Neither is kept for longer than it is needed.
+        hello = msgspec.structs.replace(hello, token="", session=b"", next_key=0)
+    return _shared(hello)

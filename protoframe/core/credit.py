@@ -27,17 +27,16 @@ class Received:
 
     :ivar connection: of all streams together.
     :ivar streams: of each stream that this end sends, by call id.
+    :param stream: what the peer's HELLO grants of each.
+    :param connection: of all.
     """
 
-    def __init__(self) -> None:
-        self.connection = 0
-        self.streams: dict[int, int] = {}
-        self._initial = 0
+    __slots__ = ("_initial", "connection", "streams")
 
-    def begin(self, stream: int, connection: int) -> None:
-        """Takes what the peer's HELLO grants."""
-        self._initial = stream
+    def __init__(self, stream: int, connection: int) -> None:
         self.connection = connection
+        self.streams: dict[int, int] = {}
+        self._initial = stream
 
     def open(self, call_id: int) -> None:
         """A stream begins."""
@@ -116,6 +115,8 @@ class Granted:
     :param limits: how much is granted, of each stream and of all together.
     :ivar streams: the windows of those of which more is wanted, by call id.
     """
+
+    __slots__ = ("_connection", "_kept", "_most", "_stream", "_unread", "streams")
 
     def __init__(self, limits: Limits) -> None:
         self._stream = limits.stream_credit

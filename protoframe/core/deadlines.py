@@ -25,6 +25,8 @@ class Deadlines:
     :param is_alive: whether somebody still waits for an id.
     """
 
+    __slots__ = ("_earliest", "_heap", "_is_alive", "_new", "_sweep_at")
+
     def __init__(self, is_alive: Callable[[int], bool]) -> None:
         self._is_alive = is_alive
         self._new: list[tuple[float, int]] = []

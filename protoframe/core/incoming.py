@@ -48,6 +48,7 @@ class IncomingCalls:
     :param now: the time.
     :param max_arguments: gives the octets that the arguments of a method may have, where they are bounded.
     :param settled: called when a call is answered.
+    :param watch: called to have `expire` called with an id at a time.
     :ivar is_open: whether calls are taken.
     :ivar running: those that are not answered yet.  Each takes a slot but those that want no answer: their caller is
         not told when one is free, so it is for whoever serves them to bound them.
@@ -57,6 +58,26 @@ class IncomingCalls:
     :ivar suspended: those that have a deadline to watch.
     """
 
+    __slots__ = (
+        "_cancels",
+        "_last_promised",
+        "_limits",
+        "_max_arguments",
+        "_max_calls",
+        "_max_message",
+        "_oneway",
+        "_parity",
+        "_settled",
+        "_traffic",
+        "_watch",
+        "is_open",
+        "last",
+        "last_late",
+        "running",
+        "streaming",
+        "suspended",
+    )
+
     def __init__(
         self,
         traffic: Traffic,
@@ -65,13 +86,15 @@ class IncomingCalls:
         now: float,
         max_arguments: Callable[[bytes], int | None],
         settled: Callable[[], None],
+        watch: Callable[[int, float], None],
     ) -> None:
         self.is_open = False
         self.running: set[int] = set()
         self.last = 0
         self.last_late = 0
-        self.streaming: set[int] = set()
-        self.suspended: set[int] = set()
+        # Sets of ids, but an empty dictionary takes a third of an empty set.
+        self.streaming: dict[int, None] = {}
+        self.suspended: dict[int, None] = {}
         self._traffic = traffic
         self._limits = limits
         self._max_calls = limits.max_calls
@@ -79,12 +102,11 @@ class IncomingCalls:
         self._parity = parity
         self._max_arguments = max_arguments
         self._settled = settled
+        self._watch = watch
         # What a GOAWAY said of it: the calls up to this one are answered in any case.
         self._last_promised = 0
         # Of those that run, the ones that want no answer.
-        self._oneway: set[int] = set()
-        # All empty where nothing of any call is out of the ordinary.
-        self._unusual = (*traffic.unusual, self.streaming, self.suspended, self._oneway)
+        self._oneway: dict[int, None] = {}
         self._cancels = Allowance(max(limits.cancel_burst, limits.max_calls), limits.cancel_rate, now)
 
     # What is done about them.
@@ -99,7 +121,8 @@ class IncomingCalls:
         if len(result) > traffic.max_message:
             raise MessageTooLarge(f"the result is {len(result)} bytes, and the peer takes {traffic.max_message}")
         is_wanted = True
-        if any(self._unusual):
+        # All empty where nothing of any call is out of the ordinary.
+        if self.suspended or self.streaming or self._oneway or any(traffic.unusual):
             if call_id in self.streaming:
                 raise LocalProtocolError(f"the answer to call {call_id} is a stream")
             is_wanted = call_id not in self._oneway
@@ -133,8 +156,8 @@ class IncomingCalls:
     def suspend(self, call_id: int, deadline: float) -> None:
         """Says that a call goes on: at its deadline `RequestCancelled` asks for its end."""
         if call_id in self.running and deadline != math.inf:
-            self.suspended.add(call_id)
-            self._traffic.deadlines.add(call_id, deadline)
+            self.suspended[call_id] = None
+            self._watch(call_id, deadline)
 
     def leave_slot(self, call_id: int) -> None:
         """A call is over.
@@ -145,9 +168,9 @@ class IncomingCalls:
             self.running.remove(call_id)
         except KeyError:
             raise self._not_open(call_id) from None
-        self.suspended.discard(call_id)
-        self._oneway.discard(call_id)
-        self.streaming.discard(call_id)
+        self.suspended.pop(call_id, None)
+        self._oneway.pop(call_id, None)
+        self.streaming.pop(call_id, None)
         self._traffic.stop_holding(call_id)
         self._traffic.close_streams(call_id)
 
@@ -158,7 +181,7 @@ class IncomingCalls:
     def end(self) -> None:
         """The conversation is over: what runs is to end; to be called while what came of messages is still held."""
         for call_id in sorted(self.running):
-            if not self._traffic.assembler.is_on_the_way(call_id, Kind.REQUEST):
+            if not self._traffic.is_on_the_way(call_id, Kind.REQUEST):
                 self._traffic.events.append(RequestCancelled(call_id, False))
         self.running.clear()
         self.streaming.clear()
@@ -169,12 +192,12 @@ class IncomingCalls:
 
     def expire(self, call_id: int) -> None:
         """The deadline of a call has passed."""
-        if self._traffic.assembler.is_on_the_way(call_id, Kind.REQUEST):
+        if self._traffic.is_on_the_way(call_id, Kind.REQUEST):
             self._traffic.stop_holding(call_id)
             self._refuse(call_id, DeadlineExceeded("the deadline passed before the request was here"))
         elif call_id in self.suspended:
             # One whose REQUEST came in parts was suspended twice.
-            self.suspended.discard(call_id)
+            del self.suspended[call_id]
             self._traffic.events.append(RequestCancelled(call_id, True))
 
     def handle_request(self, flags: int, call_id: int, message: bytes, begun: float) -> None:
@@ -238,7 +261,7 @@ class IncomingCalls:
             self.last = call_id
         self.running.add(call_id)
         if flags & _ONEWAY:
-            self._oneway.add(call_id)
+            self._oneway[call_id] = None
         elif len(self.running) - len(self._oneway) > self._max_calls:
             if not self._cancels.take(self._traffic.now):
                 raise CancelFlood(f"more calls are opened than {self._max_calls} at once, again and again")
@@ -268,12 +291,12 @@ class IncomingCalls:
         """The caller does not wait any more."""
         self._check_id("CANCEL", call_id)
         traffic = self._traffic
-        half = traffic.assembler.is_on_the_way(call_id, Kind.REQUEST)
+        half = traffic.is_on_the_way(call_id, Kind.REQUEST)
         counts = call_id in self.running and call_id not in self.streaming and not half
         if counts and not self._cancels.take(traffic.now):
             most = max(self._limits.cancel_burst, self._limits.max_calls)
             raise CancelFlood(f"more than {most} calls are cancelled at once")
-        if traffic.assembler.is_on_the_way(call_id, Kind.ITEM):
+        if traffic.is_on_the_way(call_id, Kind.ITEM):
             traffic.discard(call_id)
         if half:
             # Its rest will not come.  Where it was refused already, nobody waits for an answer.

@@ -61,6 +61,10 @@ class _Large(msgspec.Struct):
     begun: bool = False
 
 
+#: In place of a line that nothing was ever in: a deque takes 760 bytes, and most connections send nothing large.
+_NO_LINE: deque[_Large] = typing.cast("deque[_Large]", ())
+
+
 class Outbox:
     """What is to be sent: whole messages in order, and large ones in turns.
 
@@ -76,21 +80,38 @@ class Outbox:
         order need not: what it sends later comes later.
     """
 
+    __slots__ = (
+        "_large_octets",
+        "_longest",
+        "_unconfirmed",
+        "_waiting",
+        "_waiting_octets",
+        "cut",
+        "departed",
+        "frames",
+        "is_confirmed",
+        "is_left",
+        "large",
+        "max_frame",
+        "max_unfinished",
+        "octets",
+    )
+
     def __init__(self, max_frame: int) -> None:
         self.max_frame = max_frame
         self.max_unfinished = 0
         self._longest = max_frame - HEADER.size
         self.frames: list[bytes] = []
-        self.large: deque[_Large] = deque()
+        self.large = _NO_LINE
         self.cut: dict[int, _Large] = {}
-        self.departed: list[int] = []
+        self.departed: tuple[int, ...] = ()
         self.octets = 0
         self.is_left = False
         self.is_confirmed = False
         # Of large messages that are all sent, or dropped, and of which the peer may not know that yet.
         self._unconfirmed = 0
         self._large_octets = 0
-        self._waiting: deque[_Large] = deque()
+        self._waiting = _NO_LINE
         self._waiting_octets = 0
 
     def __bool__(self) -> bool:
@@ -142,6 +163,8 @@ class Outbox:
 
     def _put_large(self, kind: int, flags: int, call_id: int, head: bytes, body: bytes) -> None:
         """Lines a message up that takes several frames; its body is not copied before these are made."""
+        if self.large is _NO_LINE:
+            self.large, self._waiting = deque(), deque()
         if len(head) > self._longest // 2:
             head, body = b"", head + body
         total = len(head) + len(body)
@@ -184,8 +207,7 @@ class Outbox:
     def drop_all(self) -> None:
         """Takes all large messages that are not all sent out of the line."""
         self.cut.clear()
-        self.large.clear()
-        self._waiting.clear()
+        self.large = self._waiting = _NO_LINE
         self.octets -= self._large_octets + self._waiting_octets
         self._large_octets = self._waiting_octets = 0
 
@@ -231,7 +253,7 @@ class Outbox:
                 if self.is_confirmed:
                     self._unconfirmed += message.total
                 del self.cut[message.call_id]
-                self.departed.append(message.call_id)
+                self.departed += (message.call_id,)
                 self._start()
         self.octets = whole + self._large_octets + self._waiting_octets
         self.is_left = bool(self.frames or self.large)
@@ -330,6 +352,8 @@ class Assembler:
     :param max_unfinished: octets of them that are held at once.
     :ivar messages: they, by call id.
     """
+
+    __slots__ = ("_max_octets", "_octets", "messages")
 
     def __init__(self, max_unfinished: int) -> None:
         self._max_octets = max_unfinished + SLACK

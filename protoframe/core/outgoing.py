@@ -6,15 +6,15 @@ Knows who waits for an answer by a token alone; not what a method is, nor how a 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from protoframe.core.deadlines import Deadlines
 from protoframe.core.events import CallFailed, CreditReceived, ErrorReceived, ResponseReceived
 from protoframe.core.floods import Allowance
-from protoframe.core.frames import LONGEST_METADATA, LONGEST_METHOD, ErrorBody, Flag, Key, Kind, serialize_key
+from protoframe.core.frames import LONGEST_METADATA, LONGEST_METHOD, ErrorBody, Flag, Hello, Key, Kind, serialize_key
 from protoframe.core.limits import Limits
 from protoframe.core.traffic import Traffic
 from protoframe.errors import (
@@ -68,6 +68,7 @@ class OutgoingCalls:
     """The calls that this end makes.
 
     :param traffic: what they go over.
+    :param deadlines: watches theirs.
     :param limits: what this end takes.
     :param first: the first id.
     :param now: the time.
@@ -81,9 +82,29 @@ class OutgoingCalls:
     :ivar takes_streams: whether the peer takes any.
     """
 
+    __slots__ = (
+        "_deadlines",
+        "_expiries",
+        "_max_message",
+        "_max_result",
+        "_max_waiting",
+        "_next_id",
+        "_settled",
+        "_tell_later",
+        "_tellings",
+        "_traffic",
+        "_untold",
+        "is_open",
+        "pending",
+        "slots",
+        "takes_streams",
+        "waiting",
+    )
+
     def __init__(
         self,
         traffic: Traffic,
+        deadlines: Deadlines,
         limits: Limits,
         first: int,
         now: float,
@@ -97,8 +118,7 @@ class OutgoingCalls:
         self.slots = 0
         self.takes_streams = False
         self._traffic = traffic
-        # All empty where nothing of any call is out of the ordinary.
-        self._unusual = (*traffic.unusual, self.waiting)
+        self._deadlines = deadlines
         self._max_message = limits.max_message
         self._max_waiting = limits.max_waiting
         self._next_id = first
@@ -108,7 +128,7 @@ class OutgoingCalls:
         self._tellings = Allowance(_TOLD_BURST, _TOLD_RATE, now)
         self._expiries = Allowance(_EXPIRED_BURST, _EXPIRED_RATE, now)
         # Calls that were given up, and of which the peer is to be told when it may be.
-        self._untold: deque[int] = deque()
+        self._untold: list[int] = []
 
     def request(
         self,
@@ -172,7 +192,7 @@ class OutgoingCalls:
         if flags & _STREAMS:
             traffic.open_streams(call_id, ours=flags & _ITEMS, theirs=flags & _STREAM)
         if deadline != math.inf:
-            traffic.deadlines.add(call_id, deadline)
+            self._deadlines.add(call_id, deadline)
         return call_id
 
     def cancel(self, call_id: int, error: Error | None = None) -> None:
@@ -193,7 +213,8 @@ class OutgoingCalls:
     def handle_response(self, call_id: int, message: bytes) -> None:
         """A call is answered with its result."""
         traffic = self._traffic
-        if any(self._unusual):
+        # All empty where nothing of any call is out of the ordinary.
+        if self.waiting or any(traffic.unusual):
             token = self.settle(call_id)
         else:
             # What is left of `settle`.
@@ -276,22 +297,24 @@ class OutgoingCalls:
                 self._tell_later()
             self._untold.append(call_id)
 
-    def begin(self, slots: int) -> None:
-        """The peer serves so many calls at once; as many may be given up at once."""
-        self.slots = slots
+    def begin(self, peer: Hello) -> None:
+        """Takes what the peer has told of itself: as many calls as it serves at once may be given up at once."""
+        self.slots = slots = peer.max_calls
+        self.takes_streams = peer.stream_credit > 0
         self._tellings = Allowance(max(_TOLD_BURST, slots * 9 // 10), _TOLD_RATE, self._traffic.now)
 
     def tell(self) -> None:
         """Tells the peer of as many calls that were given up as it may be told of now."""
-        while self._untold:
-            call_id = self._untold[0]
+        told = 0
+        for call_id in self._untold:
             if call_id in self.pending:
                 if not self._tellings.take(self._traffic.now):
                     self._tell_later()
-                    return
+                    break
                 self._traffic.drop(call_id)
                 self._traffic.outbox.put_control(Kind.CANCEL, call_id)
-            self._untold.popleft()
+            told += 1
+        del self._untold[:told]
 
     def fail_unprocessed(self, last_call_id: int, error: type[Error], text: str) -> None:
         """Fails the calls that a GOAWAY with this last call id rules out, and those that were not sent."""

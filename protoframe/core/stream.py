@@ -37,6 +37,8 @@ class FrameReader:
     :ivar fault: what is wrong behind the frames that `feed` gave last.
     """
 
+    __slots__ = ("_begun", "_frame_timeout", "_held", "_max_payload", "_needed", "_stopped", "fault", "version")
+
     def __init__(self, max_frame: int, frame_timeout: float) -> None:
         self.version = 0
         self.fault: RemoteProtocolError | None = None

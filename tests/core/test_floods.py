@@ -334,7 +334,7 @@ class Told(Case):
         ids = self.give_up(1000)
         self.assertEqual(self.told(), ids[:900])
         # One timer is enough for all that wait.
-        deadlines = self.caller.conversation._deadlines
+        deadlines = self.caller.conversation.traffic.deadlines
         self.assertEqual([one for _, one in deadlines._new + deadlines._heap].count(-3), 1)
         for second in range(1, 4):
             self.pair.advance(1.0)
@@ -583,7 +583,7 @@ class Oneway(Case):
             conversation = end.conversation
             self.assertEqual((conversation.state, end.of(Ended)), (State.OPEN, []))
             self.assertEqual((conversation.pending, conversation.running), (0, 0))
-            self.assertEqual((len(conversation.traffic.assembler), conversation._incoming._oneway), (0, set()))
+            self.assertEqual((len(conversation.traffic.assembler), conversation._incoming._oneway), (0, {}))
 
     def test_nothing_is_answered_whatever_the_handler_says(self):
         for answer in (

@@ -173,7 +173,7 @@ class Hostile(SynchronousTestCase):
             end.conversation.next_timer()
         self.check(end)
         self.assertEqual(end.conversation.state, State.OPEN)
-        self.assertLess(len(end.conversation._deadlines), 200)
+        self.assertLess(len(end.conversation.traffic.deadlines), 200)
         self.assertEqual(len(end.conversation._incoming.suspended), 0)
 
     def test_a_hello_after_any_frames_that_are_skipped_still_opens(self):

@@ -323,9 +323,9 @@ class Conversations(Case):
         self.caller.send(1)
         self.assertEqual(self.caller.conversation.room(call_id), 0)
         self.assertRaises(LocalProtocolError, self.send, self.caller, call_id, "a")
-        self.caller.conversation.outbox.departed.clear()
+        self.caller.conversation.outbox.departed = ()
         self.pair.settle()
-        self.assertEqual(self.caller.conversation.outbox.departed, [call_id])
+        self.assertEqual(self.caller.conversation.outbox.departed, (call_id,))
         self.send(self.caller, call_id, "a")
         self.pair.settle()
         self.assertEqual(self.texts(self.server, call_id), ["a"])
@@ -1151,9 +1151,9 @@ class LargeItems(Case):
                 end.send(begun)
                 self.assertEqual(end.conversation.room(call_id), 0)
                 self.assertRaises(LocalProtocolError, self.send, end, call_id, "small")
-                end.conversation.outbox.departed.clear()
+                end.conversation.outbox.departed = ()
                 end.send()
-                self.assertEqual(end.conversation.outbox.departed, [call_id])
+                self.assertEqual(end.conversation.outbox.departed, (call_id,))
                 self.send(end, call_id, "small")
                 end.conversation.end_items(call_id)
             # What the caller sends crosses the end.
@@ -1596,8 +1596,7 @@ class Accounts(SynchronousTestCase):
         st.one_of(st.just(0), st.integers(1, 30_000)),
     )
     def test_what_one_grants_the_other_has(self, steps, size, max_unread):
-        granted, received = granting(size, 2 * size, max_unread), Received()
-        received.begin(size, 2 * size)
+        granted, received = granting(size, 2 * size, max_unread), Received(size, 2 * size)
         for call_id in (1, 3):
             granted.open(call_id)
             received.open(call_id)
@@ -1684,8 +1683,7 @@ class Accounts(SynchronousTestCase):
         self.assertFalse(granted.is_used(1))
 
     def test_only_what_lets_something_go_on_is_told(self):
-        received = Received()
-        received.begin(1000, 1000)
+        received = Received(1000, 1000)
         received.open(1)
         self.assertFalse(received.add(1, 10))
         self.assertFalse(received.add(0, 10))
