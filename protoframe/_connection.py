@@ -294,8 +294,8 @@ class Connection:
                 self._conversation,
                 self._limits,
                 self._clock,
-                self._outlets,
-                self._inlets,
+                self.outlets,
+                self.inlets,
                 self._schedule,
                 self._settle_now,
             )
@@ -315,8 +315,7 @@ class Connection:
                 self._clock,
                 self.address,
                 self.where,
-                self._outlets,
-                self._inlets,
+                self,
                 self._interceptors,
                 self._schedule,
                 self._keeper,
@@ -326,7 +325,8 @@ class Connection:
         return server
 
     @property
-    def _outlets(self) -> Outlets:
+    def outlets(self) -> Outlets:
+        """The streams that this end sends."""
         outlets = self._made_outlets
         if outlets is None:
             outlets = self._made_outlets = Outlets(self._conversation, self._clock, self._schedule)
@@ -334,7 +334,8 @@ class Connection:
         return outlets
 
     @property
-    def _inlets(self) -> Inlets:
+    def inlets(self) -> Inlets:
+        """The streams that come."""
         inlets = self._made_inlets
         if inlets is None:
             inlets = self._made_inlets = Inlets(self._conversation, self._reactor, self._schedule)
@@ -659,7 +660,7 @@ class Connection:
         """Large messages are sent: what comes after them in their streams may go."""
         departed, self._conversation.outbox.departed = self._conversation.outbox.departed, ()
         for call_id in departed:
-            self._outlets.go_on_with(call_id)
+            self.outlets.go_on_with(call_id)
 
     def _failed_to_react(self, event: Any) -> None:
         """An event met a fault of this package: nobody is left waiting for what it would have brought."""
@@ -820,10 +821,10 @@ class Connection:
         self._server.cancel(event)
 
     def _items_came(self, event: ItemsReceived) -> None:
-        self._inlets.receive(event)
+        self.inlets.receive(event)
 
     def _credit_came(self, event: CreditReceived) -> None:
-        self._outlets.credit_came(event)
+        self.outlets.credit_came(event)
 
     def _stopped(self, event: StopReceived) -> None:
         self.calls.stopped(event)
@@ -834,7 +835,7 @@ class Connection:
     def _stream_ended(self, event: EndReceived) -> None:
         if event.token is not None:
             self.calls.ended(event)
-        self._inlets.end(event.call_id)
+        self.inlets.end(event.call_id)
 
 
 # What is done about each event but requests; `Connection._transmit` looks at those, and at answers, itself.

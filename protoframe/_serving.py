@@ -84,6 +84,20 @@ _DIGEST_SALT = struct.Struct("!HIB")
 _NONE_HELD: deque[RequestReceived] = typing.cast("deque[RequestReceived]", ())
 
 
+class Streams(typing.Protocol):
+    """Has the streams of a conversation."""
+
+    @property
+    def outlets(self) -> Outlets:
+        """Those that this end sends."""
+        ...
+
+    @property
+    def inlets(self) -> Inlets:
+        """Those that come."""
+        ...
+
+
 class Server:
     """Serves the requests of one conversation.
 
@@ -94,8 +108,7 @@ class Server:
     :param clock: gives the time.
     :param address: the peer's.
     :param where: the same, as a text.
-    :param outlets: the streams that this end sends.
-    :param inlets: the streams that come.
+    :param streams: has those of the conversation, made when there is the first.
     :param interceptors: what runs around each call, the outermost first.
     :param wake: called when there is something to send that no event of the conversation led to.
     :param keeper: keeps the sessions of clients that have one.
@@ -103,6 +116,33 @@ class Server:
     :ivar held: requests that wait until answers have been sent.
     :ivar identity: who the peer has shown to be.
     """
+
+    __slots__ = (
+        "_address",
+        "_beginning",
+        "_clock",
+        "_conversation",
+        "_interceptors",
+        "_joined",
+        "_keeper",
+        "_kept",
+        "_max_calls",
+        "_max_nesting",
+        "_protocols",
+        "_refused",
+        "_respond",
+        "_running",
+        "_streaming",
+        "_streams",
+        "_table",
+        "_traffic",
+        "_verdicts",
+        "_wake",
+        "_where",
+        "held",
+        "identity",
+        "session",
+    )
 
     def __init__(
         self,
@@ -113,8 +153,7 @@ class Server:
         clock: Callable[[], float],
         address: Any,
         where: str,
-        outlets: Outlets,
-        inlets: Inlets,
+        streams: Streams,
         interceptors: Sequence[Interceptor],
         wake: Callable[[], None],
         keeper: Keeper | None = None,
@@ -131,8 +170,7 @@ class Server:
         self._clock = clock
         self._address = address
         self._where = where
-        self._outlets = outlets
-        self._inlets = inlets
+        self._streams = streams
         self._interceptors = interceptors
         self.identity: Any = None
         self._streaming: dict[int, Outlet] = {}
@@ -351,17 +389,19 @@ class Server:
                 # The caller's fault, though the handler is where it shows.
                 raise travelling(error) from None
 
-        return Stream(self._inlets.open(call_id, decode))
+        return Stream(self._streams.inlets.open(call_id, decode))
 
     def _stream(self, context: Context, event: RequestReceived, method: Method, result: Any) -> None:
         """Sends the stream that a handler gave."""
-        outlet = Outlet(self._outlets, event.call_id, json=event.flags & _JSON != 0, max_size=method.options.max_size)
+        outlets, is_json = self._streams.outlets, event.flags & _JSON != 0
+        outlet = Outlet(outlets, event.call_id, json=is_json, max_size=method.options.max_size)
         self._streaming[event.call_id] = outlet
         self._run(context, event, method, outlet).start_inside(_send_stream(outlet, result))
 
     def _forget(self, call_id: int) -> None:
         """The call is answered: nobody takes any more of what comes with it, if anything does."""
-        self._inlets.fail(call_id, LocalProtocolError("the call is over, and so is the stream that came with it"))
+        over = LocalProtocolError("the call is over, and so is the stream that came with it")
+        self._streams.inlets.fail(call_id, over)
 
     # Who may call what.
 

@@ -91,10 +91,10 @@ def leftovers(connection: Connection) -> list[Any]:
         "held": connection._server.held,
         "senders": connection.calls._senders,
         "unsent": connection.calls.oneway,
-        "inlets": connection._inlets._inlets,
-        "left": connection._inlets.left,
-        "ready": connection._outlets.ready,
-        "without credit": connection._outlets._without_credit,
+        "inlets": connection.inlets._inlets,
+        "left": connection.inlets.left,
+        "ready": connection.outlets.ready,
+        "without credit": connection.outlets._without_credit,
         "pings": connection._pings.waiting,
     }
     return [(name, what) for name, what in held.items() if what]

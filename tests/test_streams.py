@@ -1097,7 +1097,7 @@ class Own(SynchronousTestCase):
         held = [ends.proxy.hangs(1)]
         ends.turn()
         moved: list[Any] = []
-        ends.client._inlets._reactor = type("R", (), {"callFromThread": lambda _, function: moved.append(function)})()
+        ends.client.inlets._reactor = type("R", (), {"callFromThread": lambda _, function: moved.append(function)})()
         thread = threading.Thread(target=held.clear)
         thread.start()
         thread.join()
