@@ -156,10 +156,10 @@ class Sleeper(typing.Protocol):
 
 
 class Alarms:
-    """One timer of a reactor for many that each have one: a thousand idle connections cost a set's entry each.
+    """One timer of a reactor for many that each have one: an idle connection costs an entry of a dictionary.
 
-    Those that are due within the next two seconds stand in a heap, by their times; all others in sets, one for each
-    second, so that whoever is told to sleep less, or is gone, is not kept until then.
+    Those that are due within the next two seconds stand in a heap, by their times; all others in dictionaries, one
+    for each second, so that whoever is told to sleep less, or is gone, is not kept until then.
 
     :param reactor: for the time.
     """
@@ -167,9 +167,10 @@ class Alarms:
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self._clock = clock_of(reactor)
-        self._later: dict[int, set[Sleeper]] = {}
+        # In the order in which they came, which no address in memory decides, so that a seed does what it did before.
+        self._later: dict[int, dict[Sleeper, None]] = {}
         self._soon: list[tuple[float, int, Sleeper]] = []
-        # Seconds below this one have no set: what is due in them is in the heap.
+        # Seconds below this one have no dictionary: what is due in them is in the heap.
         self._horizon = -math.inf
         self._count = 0
         self._sleeping = 0
@@ -192,8 +193,8 @@ class Alarms:
         else:
             sleepers = self._later.get(second)
             if sleepers is None:
-                sleepers = self._later[second] = set()
-            sleepers.add(sleeper)
+                sleepers = self._later[second] = {}
+            sleepers[sleeper] = None
             wanted = second - 1.0
         if wanted < self._timer_due:
             self._wait_until(wanted)
@@ -215,7 +216,7 @@ class Alarms:
         # One in the heap is skipped in its time, which is near.
         sleepers = self._later.get(second)
         if sleepers is not None:
-            sleepers.discard(sleeper)
+            sleepers.pop(sleeper, None)
             if not sleepers:
                 del self._later[second]
 
