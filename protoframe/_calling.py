@@ -149,7 +149,10 @@ class _Answer(Deferred[Any]):
 
 
 class PendingCall(msgspec.Struct):
-    """A call of this end: who waits for it, what reads its answer, and what surrounded it when it was made."""
+    """A call of this end: who waits for it, what reads its answer, and what surrounded it when it was made.
+
+    :ivar call_id: its id, where anything is to be found by that; 0 where nothing is.
+    """
 
     deferred: Deferred[Any]
     method: Callee
@@ -349,8 +352,9 @@ class Caller(Interceptable):
                 call_id = self._request(method, arguments, call, around)
         except Error as error:
             return failed(error)
-        call.call_id = deferred.call_id = call_id
+        deferred.call_id = call_id
         if sent is not None:
+            call.call_id = call_id
             self._send(call_id, method, sent)
         return deferred
 

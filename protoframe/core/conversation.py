@@ -12,13 +12,13 @@ from __future__ import annotations
 import functools
 import math
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from protoframe.core.credit import cost_of
-from protoframe.core.deadlines import Deadlines
+from protoframe.core.deadlines import Deadlines, Entry
 from protoframe.core.events import (
     CreditReceived,
     Drained,
@@ -257,7 +257,7 @@ class Conversation:
         """What watches deadlines, from now on that of the conversation itself too."""
         deadlines = self.traffic.deadlines
         if deadlines is None:
-            deadlines = self.traffic.deadlines = Deadlines(self._is_awaited)
+            deadlines = self.traffic.deadlines = Deadlines(self._awaited)
             deadlines.add(_HANDSHAKE if self.state is State.GREETING else _KEEPALIVE, self.own_due)
         return deadlines
 
@@ -755,14 +755,20 @@ class Conversation:
     def _tell_later(self) -> None:
         self._watch(_TELLING, self.traffic.now + TELLING)
 
-    def _is_awaited(self, identifier: int) -> bool:
-        """Whether a deadline, of a call or of the conversation itself, still means something."""
-        if identifier <= _HANDSHAKE:
-            return identifier != _HANDSHAKE or self.state is State.GREETING
+    def _awaited(self, entries: list[Entry]) -> list[Entry]:
+        """The deadlines, of calls and of the conversation itself, that still mean something."""
         outgoing, incoming = self._made_outgoing, self._made_incoming
-        if outgoing is not None and outgoing.pending.get(identifier) is not None:
-            return True
-        return incoming is not None and identifier in incoming.suspended
+        pending: Mapping[int, Any] = outgoing.pending if outgoing is not None else {}
+        suspended: Collection[int] = incoming.suspended if incoming is not None else ()
+        is_greeting = self.state is State.GREETING
+        return [
+            entry
+            for entry in entries
+            if pending.get(entry[1]) is not None
+            or entry[1] in suspended
+            or entry[1] < _HANDSHAKE
+            or (is_greeting and entry[1] == _HANDSHAKE)
+        ]
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,9 +9,13 @@ import heapq
 import math
 from collections.abc import Callable
 
-__all__ = ["Deadlines"]
+__all__ = ["Deadlines", "Entry"]
 
 _SLACK = 64
+
+
+#: When an id is due, and the id.
+Entry = tuple[float, int]
 
 
 class Deadlines:
@@ -22,15 +26,16 @@ class Deadlines:
     order, by `earliest`.  What is not waited for later is skipped when it is due, and swept when most entries are like
     it, so that what is kept stays in proportion to what is alive.
 
-    :param is_alive: whether somebody still waits for an id.
+    :param alive: picks out of entries those whose ids somebody still waits for.
     """
 
-    __slots__ = ("_earliest", "_heap", "_is_alive", "_new", "_sweep_at")
+    __slots__ = ("_alive", "_earliest", "_heap", "_new", "_sort_at", "_sweep_at")
 
-    def __init__(self, is_alive: Callable[[int], bool]) -> None:
-        self._is_alive = is_alive
-        self._new: list[tuple[float, int]] = []
-        self._heap: list[tuple[float, int]] = []
+    def __init__(self, alive: Callable[[list[Entry]], list[Entry]]) -> None:
+        self._alive = alive
+        self._new: list[Entry] = []
+        self._heap: list[Entry] = []
+        self._sort_at = _SLACK
         self._sweep_at = _SLACK
         self._earliest = math.inf
 
@@ -51,19 +56,21 @@ class Deadlines:
 
     def earliest(self) -> float:
         """A time before which nothing is due; infinity where nothing ever is."""
-        if len(self._new) > _SLACK:
+        if len(self._new) > self._sort_at:
             self._sort()
         return self._earliest
 
     def _sort(self) -> None:
         """Puts what is new, and waited for, in order."""
-        heap, is_alive = self._heap, self._is_alive
-        for entry in self._new:
-            if is_alive(entry[1]):
-                heapq.heappush(heap, entry)
+        heap = self._heap
+        new = self._alive(self._new)
         self._new.clear()
+        # Where many are waited for, more are let come before the next time: most of these will be over by then.
+        self._sort_at = 3 * len(new) + _SLACK
+        for entry in new:
+            heapq.heappush(heap, entry)
         if len(heap) > self._sweep_at:
-            heap[:] = [entry for entry in heap if is_alive(entry[1])]
+            heap[:] = self._alive(heap)
             heapq.heapify(heap)
             self._sweep_at = 2 * len(heap) + _SLACK
         self._earliest = heap[0][0] if heap else math.inf
@@ -74,11 +81,10 @@ class Deadlines:
         heap = self._heap
         passed = []
         while heap:
-            due, identifier = heap[0]
-            alive = self._is_alive(identifier)
-            if alive and due > now:
+            alive = self._alive(heap[:1])
+            if alive and heap[0][0] > now:
                 break
-            heapq.heappop(heap)
+            _, identifier = heapq.heappop(heap)
             if alive:
                 passed.append(identifier)
         self._earliest = heap[0][0] if heap else math.inf

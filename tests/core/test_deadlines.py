@@ -17,7 +17,7 @@ TIMES = st.floats(0, 1e9)
 class DeadlinesTests(SynchronousTestCase):
     def setUp(self):
         self.awaited = set()
-        self.deadlines = Deadlines(self.awaited.__contains__)
+        self.deadlines = Deadlines(lambda entries: [entry for entry in entries if entry[1] in self.awaited])
 
     def add(self, identifier, due):
         self.awaited.add(identifier)
