@@ -48,7 +48,7 @@ from protoframe.errors import (
 )
 from protoframe.interceptors import InterceptedCall, Interceptor, run
 
-__all__ = ["CallCancelled", "Caller", "JSONMethod", "JSONStream", "PendingCall", "PendingStream", "failed"]
+__all__ = ["Answer", "CallCancelled", "Caller", "JSONMethod", "JSONStream", "PendingCall", "PendingStream", "failed"]
 
 _log = Logger(namespace="protoframe.calling")
 
@@ -141,17 +141,36 @@ class CallCancelled(Cancelled, CancelledError):
     """What a call fails with that this end cancelled: to Twisted, as for any Deferred, a `CancelledError`."""
 
 
-class _Answer(Deferred[Any]):
-    """What a caller waits for; it knows its call, for whoever cancels it."""
+class Answer(Deferred[Any]):
+    """A call of this end, and what its caller waits for: one object, for each call has one.
 
-    __slots__ = ("call_id",)
+    :ivar method: reads the answer.
+    :ivar around: what surrounded the call when it was made.
+    :ivar call_id: its id.
+    """
+
+    __slots__ = ("around", "call_id", "method")
+    method: Callee
+    around: Scope
     call_id: int
+
+    def succeed(self, result: Any) -> None:
+        """The call has its result."""
+        fire(self, self.around, self.callback, result)
+
+    def lost(self, error: BaseException) -> None:
+        """The connection is lost before there was an answer."""
+        self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """The call has none."""
+        fire(self, self.around, self.errback, error)
 
 
 class PendingCall(msgspec.Struct):
-    """A call of this end: who waits for it, what reads its answer, and what surrounded it when it was made.
+    """A call whose caller waits for more than this: who that is, what reads the answer, and what surrounded the call.
 
-    :ivar call_id: its id, where anything is to be found by that; 0 where nothing is.
+    :ivar call_id: its id.
     """
 
     deferred: Deferred[Any]
@@ -161,13 +180,7 @@ class PendingCall(msgspec.Struct):
 
     def succeed(self, result: Any) -> None:
         """The call has its result."""
-        if self.deferred.called:
-            # Cancelled by the callback of another call, which had its outcome in the same turn.
-            pass
-        elif self.around is NOWHERE:
-            self.deferred.callback(result)
-        else:
-            fire_in(self.around, self.deferred.callback, result)
+        fire(self.deferred, self.around, self.deferred.callback, result)
 
     def lost(self, error: BaseException) -> None:
         """The connection is lost before there was an answer."""
@@ -175,12 +188,18 @@ class PendingCall(msgspec.Struct):
 
     def fail(self, error: BaseException) -> None:
         """The call has none."""
-        if self.deferred.called:
-            pass
-        elif self.around is NOWHERE:
-            self.deferred.errback(error)
-        else:
-            fire_in(self.around, self.deferred.errback, error)
+        fire(self.deferred, self.around, self.deferred.errback, error)
+
+
+def fire(deferred: Deferred[Any], around: Scope, how: Callable[[Any], None], outcome: Any) -> None:
+    """Tells an outcome to who waits for it, in what surrounded the call."""
+    if deferred.called:
+        # Cancelled by the callback of another call, which had its outcome in the same turn.
+        pass
+    elif around is NOWHERE:
+        how(outcome)
+    else:
+        fire_in(around, how, outcome)
 
 
 class PendingStream(msgspec.Struct):
@@ -338,9 +357,9 @@ class Caller(Interceptable):
 
         :param sent: the items of the parameter that is a stream, where there is one.
         """
-        deferred = _Answer(self._canceller)
-        around = get_scope()
-        call = PendingCall(deferred, method, around)
+        call = Answer(self._canceller)
+        call.method = method
+        call.around = around = get_scope()
         try:
             if method.is_ordinary and around is NOWHERE and not self._inlets.left:
                 # What is left of `_request` for most calls.
@@ -352,11 +371,10 @@ class Caller(Interceptable):
                 call_id = self._request(method, arguments, call, around)
         except Error as error:
             return failed(error)
-        deferred.call_id = call_id
+        call.call_id = call_id
         if sent is not None:
-            call.call_id = call_id
             self._send(call_id, method, sent)
-        return deferred
+        return call
 
     def call_stream(self, method: Callee, arguments: bytes, sent: Any = None) -> Stream:
         """Calls a method whose answer is a stream.  What goes wrong is raised by the loop over it.
@@ -439,7 +457,7 @@ class Caller(Interceptable):
 
     def _cancel(self, deferred: Deferred[Any]) -> None:
         # `CallFailed` fires the Deferred, unless the call has an outcome by now that is about to be told.
-        call_id = typing.cast("_Answer", deferred).call_id
+        call_id = typing.cast("Answer", deferred).call_id
         cancelled = CallCancelled("cancelled by the caller")
         self._conversation.cancel(call_id, cancelled)
         self._settle()
@@ -450,7 +468,7 @@ class Caller(Interceptable):
 
     def answered(self, event: ResponseReceived) -> None:
         """A call has its result."""
-        call: PendingCall | PendingStream = event.token
+        call: Answer | PendingCall | PendingStream = event.token
         if self._senders:
             self._stop_sending(call.call_id)
         try:
@@ -458,15 +476,15 @@ class Caller(Interceptable):
         except Error as error:
             call.fail(error)
         else:
-            if type(call) is PendingCall and call.around is NOWHERE and not call.deferred.called:
+            if type(call) is Answer and call.around is NOWHERE and not call.called:
                 # What is left of `succeed` for most calls.
-                call.deferred.callback(result)
+                call.callback(result)
             else:
                 call.succeed(result)
 
     def refused(self, event: ErrorReceived) -> None:
         """A call was answered with an error."""
-        call: PendingCall | PendingStream = event.token
+        call: Answer | PendingCall | PendingStream = event.token
         self._stop_sending(call.call_id)
         error = read_error(call.method, event.body, self._max_nesting)
         error.may_have_run = event.may_have_run
@@ -474,7 +492,7 @@ class Caller(Interceptable):
 
     def failed(self, event: CallFailed) -> None:
         """A call failed here, without an answer."""
-        call: PendingCall | PendingStream = event.token
+        call: Answer | PendingCall | PendingStream = event.token
         self._stop_sending(call.call_id)
         if isinstance(event.error, ConnectionLost):
             call.lost(event.error)

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from protoframe._calling import Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed
+from protoframe._calling import Answer, Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed
 from protoframe._clock import Alarms, Timer, call_later, clock_of
 from protoframe._context import NOWHERE, get_scope, run_nowhere
 from protoframe._inlets import Inlets, Stream
@@ -667,7 +667,7 @@ class Connection:
         _log.failure("{where}: a fault of protoframe itself, at {event}", where=self.where, event=type(event).__name__)
         token: Any = getattr(event, "token", None)
         unread = InvalidResponse("the answer could not be read; the log has the details")
-        if isinstance(token, PendingStream) or (isinstance(token, PendingCall) and not token.deferred.called):
+        if isinstance(token, Answer | PendingCall | PendingStream):
             token.fail(unread)
         self._conversation.end(LocalProtocolError("this end met a fault of its own"))
 
@@ -856,7 +856,7 @@ _REACTIONS: Mapping[type, Callable[[Connection, Any], None]] = {
 }
 
 
-def _max_result(call: PendingCall | PendingStream) -> int | None:
+def _max_result(call: Answer | PendingCall | PendingStream) -> int | None:
     return call.method.options.max_size
 
 

@@ -66,7 +66,7 @@ def _caller(protocol: type, method: Method) -> Callable[..., Any]:
 
     def call(self: Proxy, /, *args: Any, **kwargs: Any) -> Any:
         calls = self._calls
-        arguments = parameters(*args, **kwargs)
+        arguments = parameters(*args, **kwargs) if kwargs else parameters(*args)
         if calls.is_intercepted:
             return _intercepted(calls, method, arguments, None)
         return calls.call(method, encode_msgpack(arguments))

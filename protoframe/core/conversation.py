@@ -273,8 +273,7 @@ class Conversation:
         """
         self.traffic.now = self._heard = now
         try:
-            for frame in frames:
-                kind, flags, call_id, payload = frame
+            for kind, flags, call_id, payload in frames:
                 if kind == _RESPONSE and not flags & _MORE:
                     outgoing = self._made_outgoing or self._outgoing
                     outgoing.handle_response(call_id, payload)
@@ -288,7 +287,7 @@ class Conversation:
                     count = parse_count(payload)
                     self._handle_items(call_id, count, payload, cost_of(len(payload), count))
                 else:
-                    self._handle_other(frame)
+                    self._handle_other((kind, flags, call_id, payload))
                     if self.state is State.CLOSED:
                         return
         except RemoteProtocolError as error:

@@ -143,12 +143,14 @@ class Outbox:
     ) -> None:
         """Lines a REQUEST up."""
         name = len(method)
-        length = 8 + name + len(metadata) + len(arguments)
+        length = 8 + name + len(arguments)
+        if metadata:
+            length += len(metadata)
         if length <= self._longest:
             # What `serialize_request` and `serialize_frame` would do, in one step: every call comes by here.
             milliseconds = int(remaining * 1000) if 0 < remaining < LONGEST_REMAINING else milliseconds_of(remaining)
             head = _pack_request(length, _REQUEST, flags, call_id, milliseconds, name, len(metadata))
-            self.frames.append(head + method + metadata + arguments)
+            self.frames.append(head + method + metadata + arguments if metadata else head + method + arguments)
             self.octets += length
         else:
             head = serialize_request(remaining, method, metadata, b"")

@@ -88,30 +88,29 @@ class FrameReader:
         frames: list[Frame] = []
         end = len(data)
         max_payload = self._max_payload
-        while True:
-            body = at + _HEADER_LENGTH
-            if body > end:
-                self._needed = _HEADER_LENGTH
-                break
+        last = end - _HEADER_LENGTH
+        self._needed = _HEADER_LENGTH
+        while at <= last:
             length, kind, flags, call_id = _unpack_header(data, at)
-            if length > max_payload:
-                self.fault = FrameTooLarge(
-                    f"a frame of {length + _HEADER_LENGTH} octets is longer than {max_payload + _HEADER_LENGTH}",
-                )
-                if not frames:
-                    raise self.fault
-                return frames
+            body = at + _HEADER_LENGTH
             after = body + length
-            if after > end:
+            if after > end or length > max_payload:
+                if length > max_payload:
+                    self.fault = FrameTooLarge(
+                        f"a frame of {length + _HEADER_LENGTH} octets is longer than {max_payload + _HEADER_LENGTH}",
+                    )
+                    if not frames:
+                        raise self.fault
+                    return frames
                 self._needed = _HEADER_LENGTH + length
                 break
             if kind == _CHUNK:
                 # Copied once, to where its message is put together.
                 payload = typing.cast("bytes", memoryview(data)[body:after])
+            elif is_view:
+                payload = bytes(data[body:after])
             else:
                 payload = data[body:after]
-                if is_view:
-                    payload = bytes(payload)
             frames.append((kind, flags, call_id, payload))
             at = after
         if at < end:
