@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -331,7 +331,10 @@ class Conversation:
 
     def _handle_own_timer(self, identifier: int, now: float) -> None:
         limits = self._limits
-        if identifier == _HANDSHAKE:
+        if identifier == _HANDSHAKE and self.state is not State.GREETING:
+            # It was made in time.
+            pass
+        elif identifier == _HANDSHAKE:
             what = "no HELLO" if self.peer is None else "no conversation"
             self.end(HandshakeTimeout(f"{what} within {limits.handshake_timeout:g} s"))
         elif identifier == _TELLING:
@@ -755,19 +758,12 @@ class Conversation:
         self._watch(_TELLING, self.traffic.now + TELLING)
 
     def _awaited(self, entries: list[Entry]) -> list[Entry]:
-        """The deadlines, of calls and of the conversation itself, that still mean something."""
+        """The deadlines, of calls and of the conversation itself, that may still mean something."""
         outgoing, incoming = self._made_outgoing, self._made_incoming
         pending: Mapping[int, Any] = outgoing.pending if outgoing is not None else {}
-        suspended: Collection[int] = incoming.suspended if incoming is not None else ()
-        is_greeting = self.state is State.GREETING
-        return [
-            entry
-            for entry in entries
-            if pending.get(entry[1]) is not None
-            or entry[1] in suspended
-            or entry[1] < _HANDSHAKE
-            or (is_greeting and entry[1] == _HANDSHAKE)
-        ]
+        suspended: Mapping[int, Any] = incoming.suspended if incoming is not None else {}
+        awaited = {**pending, **suspended} if pending and suspended else pending or suspended
+        return [entry for entry in entries if entry[1] in awaited or entry[1] <= _HANDSHAKE]
 
 
 @functools.lru_cache(maxsize=64)

@@ -237,6 +237,9 @@ class OutgoingCalls:
 
     def expire(self, call_id: int) -> None:
         """The deadline of a call has passed."""
+        if self.pending.get(call_id) is None:
+            # Nobody waits for it any more.
+            return
         error = DeadlineExceeded("the deadline passed before the answer came")
         self.give_up(call_id, error, untold=not self._expiries.take(self._traffic.now))
 
