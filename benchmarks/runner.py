@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import select
 import subprocess
 import sys
@@ -76,9 +77,10 @@ def _start(*arguments: str, errors: IO[bytes]) -> subprocess.Popen[str]:
 
 
 def _last_line(errors: IO[bytes]) -> str:
+    """The last line of what was said that has a word in it."""
     errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if re.search(r"\w", line)), "")
 
 
 class Server:
@@ -112,6 +114,7 @@ class Runner:
 
     :ivar figures: by workload and peer, what was found in each round.
     :ivar left_out: what could not be measured, and why.
+    :ivar failed: the peers that it was of.
     :ivar notes: what clients had to say.
     """
 
@@ -122,6 +125,7 @@ class Runner:
         self._servers: dict[str, Server] = {}
         self.figures: dict[str, dict[str, list[float]]] = {}
         self.left_out: list[str] = []
+        self.failed: set[str] = set()
         self.notes: list[str] = []
 
     def run(self) -> None:
@@ -137,6 +141,7 @@ class Runner:
                             found = self._run(job)
                         except Failed as why:
                             broken.add(job.name)
+                            self.failed.add(job.peer)
                             self.left_out.append(f"{job.name}: {why}")
                             self.figures.get(job.workload.name, {}).pop(job.peer, None)
                         else:

@@ -75,6 +75,7 @@ class Callee(typing.Protocol):
     flags: int
     full_name: str
     is_ordinary: bool
+    decode_typed: Callable[[bytes], Any] | None
 
     @property
     def items(self) -> Items | None:
@@ -95,6 +96,7 @@ class JSONMethod:
     json = True
     flags = int(Flag.JSON)
     is_ordinary = False
+    decode_typed: Callable[[bytes], Any] | None = None
     items: Items | None = None
     options = RequestOptions()
     errors: Mapping[str, ErrorType] = {}
@@ -471,16 +473,30 @@ class Caller(Interceptable):
         call: Answer | PendingCall | PendingStream = event.token
         if self._senders:
             self._stop_sending(call.call_id)
+        method = call.method
         try:
-            result = call.method.decode_result(event.message, self._max_nesting)
+            decode = method.decode_typed
+            if decode is not None:
+                result = decode(event.message)
+            else:
+                result = method.decode_result(event.message, self._max_nesting)
         except Error as error:
             call.fail(error)
+        except Exception:
+            self._unreadable(call, event.message)
         else:
             if type(call) is Answer and call.around is NOWHERE and not call.called:
                 # What is left of `succeed` for most calls.
                 call.callback(result)
             else:
                 call.succeed(result)
+
+    def _unreadable(self, call: Answer | PendingCall | PendingStream, message: bytes) -> None:
+        """A result could not be decoded: the caller is told what is wrong with it."""
+        try:
+            call.succeed(call.method.decode_result(message, self._max_nesting))
+        except Error as error:
+            call.fail(error)
 
     def refused(self, event: ErrorReceived) -> None:
         """A call was answered with an error."""

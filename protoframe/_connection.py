@@ -576,11 +576,11 @@ class Connection:
                 while traffic.events:
                     events = traffic.events
                     traffic.events = []
+                    caller = self._made_calls
                     for number, event in enumerate(events, 1):
                         try:
                             if type(event) is ResponseReceived:
-                                caller = self._made_calls or self.calls
-                                caller.answered(event)
+                                (caller or self.calls).answered(event)
                             elif type(event) is not RequestReceived:
                                 _REACTIONS[type(event)](self, event)
                             elif traffic.is_closed:

@@ -20,8 +20,8 @@ LIMITS = Limits(max_message=6 * MIB)
 
 
 class Store(Protocol):
-    def __init__(self):
-        self.kept = []
+    #: What `keep` was given.
+    kept: list[memoryview] = []  # noqa: RUF012 - of all conversations
 
     @request
     async def double(self, data: bytes) -> bytes:
@@ -76,18 +76,14 @@ async def awaited(deferred):
 
 @pytest_twisted.ensureDeferred
 async def test_a_view_that_a_handler_keeps_stays_as_it_is(loopback):
-    made = []
-
-    def make():
-        made.append(Store())
-        return made[-1]
-
-    where = await loopback.serve(Factory(make, limits=LIMITS))
+    Store.kept.clear()
+    where = await loopback.serve(Factory(Store, limits=LIMITS))
     async with loopback.connect(where, Store, limits=LIMITS) as store:
         sent = [noise(MIB, number) for number in range(5)]
         for data in sent:
             assert await store.keep(data) == MIB
-        assert [bytes(view) for one in made for view in one.kept] == sent
+        assert [bytes(view) for view in Store.kept] == sent
+    Store.kept.clear()
 
 
 @pytest_twisted.ensureDeferred

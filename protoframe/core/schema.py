@@ -209,6 +209,8 @@ class Method:
     :ivar sent_items: the items of that.
     :ivar flags: what a REQUEST of it has.
     :ivar permissions: what a peer must be permitted to call it.
+    :ivar decode_typed: decodes a result that needs no look before; `decode_result` says what is wrong with one that it
+        does not take.
     :ivar is_ordinary: whether a caller has nothing to heed but the defaults: no stream, no size, no timeout.
     :ivar is_plain: whether it is served, and nothing is asked of a call but arguments that fit: no permission, no
         stream, no size.
@@ -264,6 +266,9 @@ class Method:
         self.json = False
         self.argument_bounds = bounds_of(self.parameters)
         self.result_bounds = bounds_of(self.result)
+        self.decode_typed: Callable[[bytes], Any] | None = None
+        if self.result_bounds is _TYPED:
+            self.decode_typed = self._decode_result
 
     def __repr__(self) -> str:
         return f"<Method {self.protocol}.{self.name}>"
