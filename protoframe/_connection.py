@@ -20,8 +20,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from protoframe._alarms import Alarms
 from protoframe._calling import Answer, Caller, JSONMethod, JSONStream, PendingCall, PendingStream, failed
-from protoframe._clock import Alarms, Timer, call_later, clock_of
+from protoframe._carrier import Carrier
+from protoframe._clock import Timer, call_later, clock_of
 from protoframe._context import NOWHERE, get_scope, run_nowhere
 from protoframe._inlets import Inlets, Stream
 from protoframe._outlets import Outlets
@@ -68,7 +70,7 @@ from protoframe.errors import (
 )
 from protoframe.interceptors import Interceptor
 
-__all__ = ["Carrier", "Connection"]
+__all__ = ["Connection"]
 
 # Not in the class: there its namespace would become the class's name.
 _log = Logger(namespace="protoframe.connection")
@@ -86,41 +88,6 @@ _ROUNDS = 2
 
 #: Events after which what is ready is sent, so that the peer works on it while this end works on the rest.
 _TURN = 16
-
-
-class Carrier(typing.Protocol):
-    """What brings frames to the peer.
-
-    :cvar allowance: octets that are handed to it at a time: what a peer must read for it to take more.
-    :cvar is_confirming: whether it tells by `Outbox.confirm` when a large message has come, because what it sends later
-        may come earlier.
-    """
-
-    allowance: int
-    is_confirming: bool
-
-    def send(self, frames: list[bytes]) -> None:
-        """Sends frames, in order."""
-
-    def close(self) -> None:
-        """Closes once everything is sent; `Connection.lost` follows."""
-
-    def abort(self) -> None:
-        """Closes at once; `Connection.lost` follows."""
-
-    def certificate(self) -> Any:
-        """The certificate that the peer has shown, and that was verified; ``None`` where there is none."""
-
-    def next_timer(self) -> float:
-        """When the carrier wants `handle_timer`; infinity for never.
-
-        Where that moves, it calls `Connection.wake_at`.
-        """
-
-    def handle_timer(self, now: float) -> None:
-        """
-        :raises ProtocolError: the peer was too slow.
-        """
 
 
 class Connection:

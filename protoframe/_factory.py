@@ -15,8 +15,10 @@ from twisted.internet.protocol import Factory as TwistedFactory
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
 
-from protoframe._clock import Alarms, clock_of
-from protoframe._connection import Carrier, Connection
+from protoframe._alarms import Alarms
+from protoframe._carrier import Carrier
+from protoframe._clock import clock_of
+from protoframe._connection import Connection
 from protoframe._datagram import DatagramCarrier
 from protoframe._protocol import Protocol
 from protoframe._serving import MethodTable

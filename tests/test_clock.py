@@ -16,7 +16,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe import DeadlineExceeded, Protocol, _clock, request, timeout
-from protoframe._clock import Alarms, call_later
+from protoframe._alarms import Alarms
+from protoframe._clock import call_later
 from tests.ends import Notes, talk
 
 DAY = 86_400.0
