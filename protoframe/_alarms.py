@@ -48,10 +48,11 @@ class Alarms:
     for each second, so that whoever is told to sleep less, or is gone, is not kept until then.
 
     :param reactor: for the time.
+    :ivar reactor: the same.
     """
 
     def __init__(self, reactor: IReactorTime) -> None:
-        self._reactor = reactor
+        self.reactor = reactor
         self._clock = clock_of(reactor)
         # In the order in which they came, which no address in memory decides, so that a seed does what it did before.
         self._later: dict[int, dict[Sleeper, None]] = {}
@@ -91,9 +92,13 @@ class Alarms:
             return
         self._take_out(sleeper)
         if not self._sleeping:
-            self._soon.clear()
-            self._stop()
-            unwatch_steps(self._reactor, self)
+            self._rest()
+
+    def _rest(self) -> None:
+        """Nobody sleeps: nothing is to be waited for."""
+        self._soon.clear()
+        self._stop()
+        unwatch_steps(self.reactor, self)
 
     def _take_out(self, sleeper: Sleeper) -> None:
         second = math.floor(sleeper.timer_due)
@@ -108,11 +113,12 @@ class Alarms:
 
     def rearm(self) -> None:
         """The wall clock was set: others than timers may wait for the reactor, too."""
-        for sleepers in list(self._later.values()):
-            for sleeper in list(sleepers):
+        known = [sleeper for sleepers in self._later.values() for sleeper in sleepers]
+        for sleeper in [*known, *(sleeper for _, _, sleeper in self._soon)]:
+            try:
                 sleeper.rearm()
-        for _, _, sleeper in list(self._soon):
-            sleeper.rearm()
+            except Exception:
+                _log.failure("a timer of {sleeper} failed", sleeper=sleeper)
 
     def _push(self, sleeper: Sleeper) -> None:
         self._count += 1
@@ -134,8 +140,8 @@ class Alarms:
             self._timer_due = due
             seconds = due - self._clock()
             # So little that a time may be the same with and without it would never pass.
-            self._timer = call_later(self._reactor, max(seconds, _LEAST) if seconds > 0 else 0.0, self._wake)
-            watch_steps(self._reactor, self)
+            self._timer = call_later(self.reactor, max(seconds, _LEAST) if seconds > 0 else 0.0, self._wake)
+            watch_steps(self.reactor, self)
 
     def _move_horizon(self, now: float) -> None:
         horizon = math.floor(now) + 2
@@ -162,6 +168,9 @@ class Alarms:
                     sleeper.woken()
                 except Exception:
                     _log.failure("a timer of {sleeper} failed", sleeper=sleeper)
+        if not self._sleeping:
+            self._rest()
+            return
         wanted = min(self._later) - 1.0 if self._later else math.inf
         if self._soon:
             wanted = min(wanted, self._soon[0][0])

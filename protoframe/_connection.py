@@ -354,14 +354,14 @@ class Connection:
 
     def call_json(self, name: str, arguments: bytes) -> Deferred[bytes]:
         """Calls ``Protocol.method``, whose declaration is not at hand, with a JSON object; the answer is JSON too."""
-        return self.calls.call(JSONMethod(name), arguments)
+        return self.calls.call(JSONMethod(name), bytes(arguments))
 
     def stream_json(self, name: str, arguments: bytes, sent: Any = None) -> Stream:
         """The same, where the answer may be a stream: its items, or the one result, as JSON texts.
 
         :param sent: an async iterator of JSON texts as `msgspec.Raw`, where the method takes a stream.
         """
-        return self.calls.call_stream(JSONStream(name, sends=sent is not None), arguments, sent)
+        return self.calls.call_stream(JSONStream(name, sends=sent is not None), bytes(arguments), sent)
 
     def ping(self) -> Deferred[float]:
         """Asks the other end for a sign of life; fires with the seconds that it took.
@@ -464,6 +464,7 @@ class Connection:
         self._leave_session(for_good=self._conversation.was_left)
         if self._wake is not None:
             self._wake.cancel()
+            self._wake = None
         self._alarms.unset(self)
         for timer in (self._close_timer, self._drain_timer):
             if timer is not None:
@@ -659,7 +660,12 @@ class Connection:
             self._carrier.handle_timer(now)
         except ProtocolError as error:
             self._conversation.end(error)
-        self._conversation.handle_timer(now)
+        try:
+            self._conversation.handle_timer(now)
+        except Exception:
+            # Without this it would have no timer any more, and nobody would know.
+            _log.failure("{where}: a fault of protoframe itself, at a timer", where=self.where)
+            self._conversation.end(LocalProtocolError("this end met a fault of its own"))
         self._transmit()
         if not self._over:
             self.wake_at(self._carrier.next_timer())

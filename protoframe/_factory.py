@@ -186,9 +186,10 @@ class Factory(TwistedFactory):
         if len(self._connections) >= self.limits.max_connections:
             return self._turn_away(addr, reactor)
 
+        if self._alarms is None or self._alarms.reactor is not reactor:
+            self._alarms = Alarms(reactor)
         if self._keeper is None:
             self._keeper = Keeper(self.limits, reactor)
-            self._alarms = Alarms(reactor)
             self._helpers = tuple(self._create(protocol) for protocol in self._helping)
         if getattr(addr, "type", None) == "UDP":
             # It is no `IProtocol`, and what asks for it (`protoframe.listen`) takes it for what it is.

@@ -331,7 +331,8 @@ class Server:
         method: Method,
         outlet: Outlet | None = None,
     ) -> RunningHandler:
-        call_id, flags = event.call_id, event.flags
+        # Not the event: it has the arguments, which the handler may be done with.
+        call_id, flags, deadline = event.call_id, event.flags, event.deadline
 
         def done(result: Any, error: BaseException | None) -> None:
             self._running.pop(call_id, None)
@@ -348,16 +349,16 @@ class Server:
                 self._forget(call_id)
                 self._answer_error(call_id, ErrorBody(verdict.status, verdict.type_name, verdict.message))
             elif error is not None:
-                self._handler_failed(call_id, method, error, flags, event.deadline)
+                self._handler_failed(call_id, method, error, flags, deadline)
             elif outlet is None:
-                self._handler_returned(call_id, method, result, flags, event.deadline)
+                self._handler_returned(call_id, method, result, flags, deadline)
             elif self._conversation.state is not _CLOSED:
                 self._conversation.end_items(call_id)
                 self._forget(call_id)
             self._wake()
 
         running = self._running[call_id] = RunningHandler(context, done, outlet.flush if outlet is not None else None)
-        self._conversation.suspend(call_id, event.deadline)
+        self._conversation.suspend(call_id, deadline)
         return running
 
     # Streams.

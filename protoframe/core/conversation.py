@@ -762,7 +762,11 @@ class Conversation:
         outgoing, incoming = self._made_outgoing, self._made_incoming
         pending: Mapping[int, Any] = outgoing.pending if outgoing is not None else {}
         suspended: Mapping[int, Any] = incoming.suspended if incoming is not None else {}
-        awaited = {**pending, **suspended} if pending and suspended else pending or suspended
+        if pending and suspended:
+            return [
+                entry for entry in entries if entry[1] in pending or entry[1] in suspended or entry[1] <= _HANDSHAKE
+            ]
+        awaited = pending or suspended
         return [entry for entry in entries if entry[1] in awaited or entry[1] <= _HANDSHAKE]
 
 

@@ -192,6 +192,9 @@ class IncomingCalls:
 
     def expire(self, call_id: int) -> None:
         """The deadline of a call has passed."""
+        if call_id not in self.running:
+            # It was cancelled while it came, and another with its id came since.
+            return
         if self._traffic.is_on_the_way(call_id, Kind.REQUEST):
             self._traffic.stop_holding(call_id)
             self._refuse(call_id, DeadlineExceeded("the deadline passed before the request was here"))

@@ -292,7 +292,8 @@ class _Room:
         """Room for so many octets, or none yet: then it is made as they come, not because they were said to come."""
         kept = self._kept
         for at, room in enumerate(kept):
-            if total <= len(room) <= 2 * total and _is_free(room):
+            # Not much more than it: what is held is accounted for by the lengths of the messages.
+            if total <= len(room) <= total + total // 8 and _is_free(room):
                 del kept[at]
                 return room
         return bytearray()
@@ -344,7 +345,7 @@ class Message(msgspec.Struct):
 
     def whole(self) -> bytes:
         """The message; of a large one a view, which a decoder takes as well."""
-        view = memoryview(self.room or b"")[: self.total]
+        view = memoryview(self.room or b"")[: self.total].toreadonly()
         return bytes(view) if self.total <= LARGEST_FRAME else typing.cast("bytes", view)
 
 
