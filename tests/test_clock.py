@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from protoframe import DeadlineExceeded, Protocol, _clock, request, timeout
+from protoframe import DeadlineExceeded, Protocol, _alarms, _clock, request, timeout
 from protoframe._alarms import Alarms
 from protoframe._clock import call_later
 from tests.ends import Notes, talk
@@ -158,3 +158,28 @@ class OfMany(SynchronousTestCase):
         clock.advance(1.0)
         self.assertEqual(len(other.woken_at), 1)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_the_wall_clock_that_was_set_is_told_to_all_though_one_fails(self) -> None:
+        clock = Clock()
+        alarms = Alarms(clock)  # type: ignore[arg-type]
+        sleepers = [Noting(clock) for _ in range(3)]
+        told: list[int] = []
+        for number, sleeper in enumerate(sleepers):
+            self.patch(sleeper, "rearm", lambda number=number: told.append(1 // number) if number != 1 else 1 // 0)
+            alarms.set(sleeper, 0.5 if number else 60.0)
+        alarms.rearm()
+        self.assertEqual(told, [0])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_when_nobody_sleeps_any_more_nobody_watches_the_wall_clock(self) -> None:
+        clock = Clock()
+        alarms = Alarms(clock)  # type: ignore[arg-type]
+        rested: list[object] = []
+        self.patch(_alarms, "unwatch_steps", lambda reactor, steady: rested.append(steady))
+        alarms.set(Noting(clock), 1.0)
+        clock.advance(1.0)
+        self.assertEqual(rested, [alarms])
+        sleeper = Noting(clock)
+        alarms.set(sleeper, 5.0)
+        alarms.unset(sleeper)
+        self.assertEqual(rested, [alarms, alarms])

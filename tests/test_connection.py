@@ -229,6 +229,35 @@ class ServerSide(SynchronousTestCase):
         self.assertTrue(self.transport.disconnecting)
 
 
+class Timers(SynchronousTestCase):
+    """What a server's connections are woken by."""
+
+    def greeted_by(self, factory: Factory, clock: Clock) -> Any:
+        factory.reactor = clock  # type: ignore[assignment]
+        carrier: Any = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 4000))
+        carrier.makeConnection(StringTransport())
+        carrier.dataReceived(HELLO)
+        return carrier
+
+    def test_each_goes_by_the_reactor_that_the_factory_has_when_it_comes(self) -> None:
+        factory = Factory(Worker, limits=Limits(keepalive_idle=5.0, keepalive_timeout=5.0))
+        for _ in range(2):
+            clock = Clock()
+            carrier = self.greeted_by(factory, clock)
+            self.assertTrue(carrier.connection.is_open)
+            clock.advance(6.0)
+            clock.advance(5.0)
+            self.assertFalse(carrier.connection.is_open)
+
+    def test_a_fault_at_a_timer_ends_the_conversation_and_is_logged(self) -> None:
+        clock = Clock()
+        carrier = self.greeted_by(Factory(Worker, limits=Limits(keepalive_idle=5.0)), clock)
+        self.patch(type(carrier.connection._conversation), "handle_timer", lambda *_: 1 // 0)
+        clock.advance(5.0)
+        self.assertFalse(carrier.connection.is_open)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
 class ClientSide(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()

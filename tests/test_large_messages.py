@@ -33,6 +33,10 @@ class Store(Protocol):
         return len(data)
 
     @request
+    async def seen(self, data: memoryview) -> tuple[bool, int]:
+        return data.readonly, hash(data)
+
+    @request
     async def parts(self, count: int, size: int) -> AsyncIterator[bytes]:
         for number in range(count):
             yield bytes([number]) * size
@@ -84,6 +88,15 @@ async def test_a_view_that_a_handler_keeps_stays_as_it_is(loopback):
             assert await store.keep(data) == MIB
         assert [bytes(view) for view in Store.kept] == sent
     Store.kept.clear()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_view_is_the_same_kind_of_thing_whatever_its_size(loopback):
+    where = await loopback.serve(Factory(Store, limits=LIMITS))
+    async with loopback.connect(where, Store, limits=LIMITS) as store:
+        for size in (10, 60_000, 70_000, MIB):
+            data = noise(size)
+            assert await store.seen(data) == (True, hash(data))
 
 
 @pytest_twisted.ensureDeferred

@@ -176,6 +176,18 @@ class Hostile(SynchronousTestCase):
         self.assertLess(len(end.conversation.traffic.deadlines), 200)
         self.assertEqual(len(end.conversation._incoming.suspended), 0)
 
+    def test_a_call_that_comes_in_parts_is_cancelled_and_comes_anew_expires_once(self):
+        end = opened(SMALL)
+        part = struct.pack("!I", 300) + request_message(milliseconds=1000)
+        end.receive(
+            frame(Kind.REQUEST, 1, 1, part) + frame(Kind.CANCEL, 0, 1) + frame(Kind.REQUEST, 1, 1, part),
+        )
+        end.now += 2.0
+        end.conversation.handle_timer(end.now)
+        self.assertEqual(end.conversation.state, State.OPEN)
+        self.assertEqual(end.conversation.running, 0)
+        self.assertGreater(end.conversation.next_timer(), end.now)
+
     def test_a_hello_after_any_frames_that_are_skipped_still_opens(self):
         end = Pair(SMALL, SMALL, opened=False).acceptor
         self.feed(end, PREFACE + frame(0x80, 0, 1, b"later") * 50 + frame(HELLO, payload=SETTINGS))
