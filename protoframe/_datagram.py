@@ -155,10 +155,13 @@ class DatagramCarrier:
             self.connection.wake_at(association.next_timer())
 
     def _end_lanes(self, frames: list[Frame]) -> None:
-        """Calls of this end that are answered send nothing more."""
-        outflow = self.association.outflow
+        """Calls of this end that are answered send nothing more.
+
+        An END of a call of the peer's is no answer: it says that no more comes with it, and its own answer goes on.
+        """
+        outflow, parity = self.association.outflow, self.association.parity
         for kind, flags, call_id, _ in frames:
-            if kind in _ANSWERS and not flags & _MORE:
+            if kind in _ANSWERS and call_id & 1 == parity and not flags & _MORE:
                 outflow.end_lane(call_id)
 
     def knocked(self) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import Factory as TwistedFactory
+from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe import (
     ConnectFailed,
@@ -33,6 +35,8 @@ from protoframe import (
     request,
     timeout,
 )
+from protoframe._datagram import DatagramCarrier
+from protoframe.core.frames import Kind
 from tests.processes import ROOT, Server, environment, free_port, pf, run_twistd, server
 
 
@@ -301,3 +305,21 @@ def test_a_socket_of_systemds_is_served(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "systemd has opened 0 sockets" in done.stderr
     assert ROOT.is_dir()
+
+
+class Lanes(SynchronousTestCase):
+    """The octets of a call that go in order, until it is answered."""
+
+    def test_only_the_answer_to_a_call_of_this_end_ends_what_it_sends(self) -> None:
+        for parity, own, theirs in ((0, 8, 9), (1, 9, 8)):
+            ended: list[int] = []
+            carrier: Any = DatagramCarrier.__new__(DatagramCarrier)
+            outflow = SimpleNamespace(end_lane=ended.append)
+            carrier.association = SimpleNamespace(outflow=outflow, parity=parity)
+            kinds = (Kind.RESPONSE, Kind.ERROR, Kind.END)
+            # An END of a call of the peer's ends what the peer sends with it; what answers it goes on.
+            carrier._end_lanes([(kind, 0, theirs, b"") for kind in kinds])
+            self.assertEqual(ended, [])
+            carrier._end_lanes([(kind, 0, own, b"") for kind in kinds])
+            carrier._end_lanes([(Kind.RESPONSE, 1, own, b""), (Kind.ITEM, 0, own, b"")])
+            self.assertEqual(ended, [own] * 3)

@@ -114,6 +114,7 @@ class Association:
     :param awaits: of a client, whether it waits for something from the server, which may not know where it is now.
     :ivar own_id: see above.
     :ivar path: where the peer is.
+    :ivar parity: that of the ids of this end's calls.
     :ivar outflow: what is to be sent, and what is on the way.
     :ivar recovery: which packets are.
     :ivar is_closed: whether either end has closed it.
@@ -151,6 +152,7 @@ class Association:
         "mtu",
         "outflow",
         "own_id",
+        "parity",
         "path",
         "recovery",
         "token",
@@ -178,6 +180,7 @@ class Association:
         self.recovery = Recovery(now, self.mtu.size)
         self._inflow = Inflow(limits.max_frame, MOST_HELD)
         self._is_server = is_server
+        self.parity = 0 if is_server else 1
         self._peer_id = peer_id
         self._random = random
         self._kind = Kind.TO_CLIENT if is_server else Kind.TO_SERVER
