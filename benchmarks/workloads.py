@@ -203,7 +203,7 @@ MAIN = [
     Workload(
         name="stream of small items",
         kind=Kind.ITEMS,
-        counts=named({"protoframe": 1_000_000, "grpc_aio": 10_000, "grpclib": 24_000, "rpyc": 6_000}),
+        counts=named({"protoframe": 1_000_000, "grpc_aio": 10_000, "grpclib": 24_000, "rpyc": 600_000}),
     ),
     Workload(
         name="opening connections",

@@ -110,7 +110,8 @@ PEERS = {
             "rpyc_",
             ("rpyc",),
             "A `Service` with exposed methods in a `ThreadedServer`; one at a time called as they are, in"
-            " flight by `async_`. A stream is an exposed generator, each item of which is a round trip.",
+            " flight by `async_`. A stream is an exposed generator, taken by `rpyc.utils.helpers.buffiter`, which asks"
+            " for 10 items, then 20, and so on up to 1,000 at a time.",
         ),
         Peer(
             "thriftpy2",
