@@ -32,9 +32,9 @@ BARS = [
     "UDP calls, 64 in flight",
 ]
 COLUMNS = 3
-#: Of a limit, and of another framework.
-LIMIT, OTHER = "#9a9a9a", "#3b6ea8"
-LIMITS = {"raw echo", "raw stream", "raw datagrams", "hand-written"}
+#: Of what does next to nothing, and of another framework.
+BARE, OTHER = "#9a9a9a", "#3b6ea8"
+BARE_ONES = {"raw echo", "raw echo, direct", "raw stream", "raw datagrams", "hand-written", "hand-written, direct"}
 COLOURS = {
     "protoframe": "#c8501e",
     "hand-written": "#9a9a9a",
@@ -76,7 +76,7 @@ def _bars(axes: Any, workload: Found, places: int) -> None:
     peers.sort(key=lambda each: each[1]["median"])
     for place, (name, ratio) in enumerate(peers):
         median = ratio["median"]
-        axes.barh(place, median - 1, left=1, color=LIMIT if name in LIMITS else OTHER, height=0.6)
+        axes.barh(place, median - 1, left=1, color=BARE if name in BARE_ONES else OTHER, height=0.6)
         axes.hlines(place, ratio["least"], ratio["most"], color="black", linewidth=1)
         axes.annotate(
             f"{number(median)}",

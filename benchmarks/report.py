@@ -132,6 +132,7 @@ def page(found: Found, *, has_figure: bool) -> str:
     )
     asked = _markdown(_asked_rows(found)) if found["asked"] else "Nothing of it was measured.\n"
     parts = [head, "## What is asked for\n", asked]
+    parts += _direct(by_name)
     if has_figure:
         parts.append("![How many times as fast protoframe is as each peer, and cost as work grows](benchmarks.png)\n")
     parts.append("## Each workload\n")
@@ -187,6 +188,33 @@ installs the extra `bench` and runs everything, which takes ten to fifteen minut
 less or more; every figure is in `build/benchmarks.json`, or where `--json PATH` says. Peers that are not installed are
 left out, as are calls under loss where there is no root, `ip` or `iptables`.
 """
+
+
+DIRECT = """\
+The raw echo and the hand-written loop are no limits: they write by `transport.write`, which leaves octets to the
+reactor's next turn. protoframe gives them to the socket itself, when all that came is dealt with and after every 16
+events, which is why it can be as fast as they are, or faster. Those called *direct* do the same, and nothing is asked
+of the ratios to them: they show what protoframe's own work takes."""
+
+#: Of what direct ones the ratios are told.
+DIRECT_ONES = [
+    ("calls, one at a time", "raw echo, direct"),
+    ("calls, one at a time", "hand-written, direct"),
+    ("calls, 64 in flight", "hand-written, direct"),
+    ("calls, 512 in flight", "hand-written, direct"),
+]
+
+
+def _direct(by_name: dict[str, Found]) -> list[str]:
+    """What the plain ones are no limit of, and what those show that are nearer to it."""
+    ratios = [
+        f"{number(ratio['median'])} of *{peer}*, {name.removeprefix('calls, ')}"
+        for name, peer in DIRECT_ONES
+        if (ratio := by_name.get(name, {"peers": {}})["peers"].get(peer, {}).get("ratio"))
+    ]
+    return [
+        f"{DIRECT} The calls a second that protoframe makes are {'; '.join(ratios)}.\n" if ratios else f"{DIRECT}\n"
+    ]
 
 
 LOSS = """\

@@ -11,13 +11,15 @@ import io
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import report, results, runner, starts
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import PEERS, Peer, handwritten, handwritten_direct
+from benchmarks.peers.direct import give
 from benchmarks.progress import Progress
 from benchmarks.runner import Job, Runner, jobs_of
 from benchmarks.workloads import ASKED, CURVES, WORKLOADS, Asked, Kind, Workload
@@ -134,6 +136,54 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_line(monkeypatch: pytes
     assert missing == ["AMP is left out: no-such-distribution is not installed"]
 
 
+def test_the_page_tells_our_ratios_to_those_that_write_at_once(found: dict[str, Any]) -> None:
+    figures = {"protoframe": [1.0, 2.0], "raw echo, direct": [2.0, 4.0]}
+    workload = results.summary(dataclasses.replace(CALLS, name="calls, one at a time"), figures)
+    page = report.page(found | {"workloads": [workload]}, has_figure=False)
+    assert "The calls a second that protoframe makes are 0.500 of *raw echo, direct*, one at a time." in page
+
+
+@pytest.mark.parametrize(("waiting", "takes"), [(b"", 3), (b"", 0), (b"before", 0)])
+def test_what_goes_to_the_socket_itself_keeps_its_order_and_none_is_lost(waiting: bytes, takes: int) -> None:
+    given: list[bytes] = []
+    written = [waiting] if waiting else []
+
+    class Socket:
+        def send(self, data: bytes) -> int:
+            if not takes:
+                raise BlockingIOError
+            given.append(data[:takes])
+            return takes
+
+    transport = types.SimpleNamespace(
+        dataBuffer=waiting, _tempDataBuffer=[], getHandle=Socket, write=written.append
+    )
+    give(transport, b"octets")
+    assert b"".join(given + written) == waiting + b"octets"
+    assert bool(given) is bool(takes)
+
+
+def test_the_direct_loop_sends_every_16_frames_and_the_rest_at_the_end() -> None:
+    frames = b"".join(
+        handwritten.REQUEST.pack(handwritten.REQUEST.size - 4 + 12 + len(body), number, 1.0, 12)
+        + b"Speech.upper"
+        + body
+        for number in range(40)
+        for body in [handwritten.encode(handwritten.Upper("a"))]
+    )
+    sent: list[bytes] = []
+    transport = types.SimpleNamespace(
+        dataBuffer=b"",
+        _tempDataBuffer=[],
+        getHandle=lambda: types.SimpleNamespace(send=lambda data: sent.append(data) or len(data)),
+    )
+    server = handwritten_direct.Server(None)
+    server.transport = transport
+    server.dataReceived(frames)
+    each = handwritten.RESPONSE.size + len(handwritten.encode("A"))
+    assert [len(part) // each for part in sent] == [16, 16, 8]
+
+
 # Runs.
 
 
@@ -172,6 +222,8 @@ def test_a_page_says_what_made_it_and_has_what_was_found(found: dict[str, Any]) 
     assert f"Python {found['versions']['Python']}" in page
     assert "| raw echo | " in page
     assert "benchmarks.png" not in page
+    assert "The raw echo and the hand-written loop are no limits" in page
+    assert "The calls a second that protoframe makes are" not in page
     for peer in PEERS.values():
         assert f"- **{peer.name}** (`{peer.distributions[0]}`). {peer.use}" in page
 
