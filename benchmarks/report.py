@@ -52,8 +52,11 @@ def _asked_rows(found: Found) -> Iterable[Row]:
     for asked in found["asked"]:
         what = f"{asked['ours']} / {asked['theirs']}" if asked["theirs"] else f"{asked['ours']}, over the interpreter"
         numbers = asked["found"]
-        verdict = "holds" if asked["holds"] else "does not hold"
-        yield asked["workload"], what, number(numbers["median"]), _from_to(numbers), _wanted(asked), verdict
+        if numbers:
+            verdict = "holds" if asked["holds"] else "does not hold"
+            yield asked["workload"], what, number(numbers["median"]), _from_to(numbers), _wanted(asked), verdict
+        else:
+            yield asked["workload"], what, "", "", _wanted(asked), "not measured"
 
 
 def _loss_rows(found: Found) -> Iterable[Row]:
@@ -83,6 +86,8 @@ def table(found: Found) -> str:
         parts.append(f"calls under loss\n{_columns(_loss_rows(found))}")
     if found["asked"]:
         parts.append(f"what is asked for\n{_columns(_asked_rows(found))}")
+    if found.get("interrupted"):
+        parts.append("It was interrupted: this is what had been measured until then.\n")
     return "\n".join(parts + [f"{line}\n" for line in found["left_out"]])
 
 
@@ -252,6 +257,5 @@ def write_page(found: Found, directory: Path) -> None:
         print("there is no figure: matplotlib is not installed", file=sys.stderr)
         has_figure = False
     else:
-        figures.draw(found, directory / "benchmarks.png")
-        has_figure = True
+        has_figure = figures.draw(found, directory / "benchmarks.png")
     (directory / "benchmarks.md").write_text(page(found, has_figure=has_figure))

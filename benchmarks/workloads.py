@@ -61,7 +61,7 @@ class Workload:
 
     name: str
     kind: Kind
-    counts: Mapping[str, int]
+    counts: Mapping[str, int] = dataclasses.field(hash=False)
     at_once: int = 1
     size: int = 0
     connections: int = 1
