@@ -178,9 +178,10 @@ WORK = """\
 *Calls* ask for a text of 11 octets in capitals. *Payloads* are octets that the other end counts, one payload at a time;
 a megabyte is 10^6 octets. The *stream* is of such short texts, which the server sends. *Opening* is a connection, one
 call on it, and its end, with 16 at a time. *Memory* is what a server's resident memory grows by for each connection
-that is open and idle, without what the system keeps for its socket; afterwards each of them answers a call. *Start-up*
-is what a program takes from start to end more than `python -c pass`, in milliseconds. For memory and start-up, less is
-better.
+that is open and idle, without what the system keeps for its socket; afterwards each of them answers a call. That these
+take at most twice what raw ones take is asked for of connections that have not had a call yet; what they keep once they
+have had one is *each called once*, of which nothing is asked. *Start-up* is what a program takes from start to end more
+than `python -c pass`, in milliseconds. For memory and start-up, less is better.
 """
 
 REPEAT = """\

@@ -57,6 +57,7 @@ class Workload:
     :param at_once: how many of them are on the way at a time, on all connections together.
     :param size: octets of a payload.
     :param connections: over how many connections.
+    :param is_called: whether each connection that is held has had a call before memory is looked at.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Workload:
     at_once: int = 1
     size: int = 0
     connections: int = 1
+    is_called: bool = False
 
     @property
     def unit(self) -> str:
@@ -219,6 +221,12 @@ MAIN = [
     ),
     Workload(
         name="memory of 1,000 connections", kind=Kind.IDLE, counts=named({"protoframe": 1_000, "raw_echo": 1_000})
+    ),
+    Workload(
+        name="memory of 1,000 connections, each called once",
+        kind=Kind.IDLE,
+        counts=named({"protoframe": 1_000, "raw_echo": 1_000}),
+        is_called=True,
     ),
     Workload(
         name="memory of 10,000 connections", kind=Kind.IDLE, counts=named({"protoframe": 10_000, "raw_echo": 10_000})

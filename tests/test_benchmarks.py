@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 import benchmarks.__main__
-from benchmarks import report, results, runner, starts
+from benchmarks import connections, report, results, runner, starts
+from benchmarks.loads import Task
 from benchmarks.peers import PEERS, Peer, handwritten, handwritten_direct
 from benchmarks.peers.direct import give
 from benchmarks.progress import Progress
@@ -193,6 +195,32 @@ def test_the_direct_loop_sends_every_16_frames_and_the_rest_at_the_end() -> None
     server.dataReceived(frames)
     each = handwritten.RESPONSE.size + len(handwritten.encode("A"))
     assert [len(part) // each for part in sent] == [16, 16, 8]
+
+
+@pytest.mark.parametrize("is_called", [False, True])
+def test_connections_that_are_held_are_used_before_memory_is_looked_at_where_it_is_asked_for(
+    is_called: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    looks: list[int] = []
+
+    def resident(process: int) -> int:
+        looks.append(len(used))
+        return 1000 * len(looks)
+
+    async def open_one(number: int) -> int:
+        return number
+
+    async def use(number: int) -> None:
+        used.append(number)
+
+    monkeypatch.setattr(connections, "resident", resident)
+    workload = Workload(name="memory", kind=Kind.IDLE, counts={}, is_called=is_called)
+    done: list[float] = []
+    Deferred.fromCoroutine(connections.idle_memory(Task(workload, 100, 0), open_one, use)).addCallback(done.append)
+    assert done == [1000 / 80]
+    assert looks == ([20, 100] if is_called else [0, 0])
+    assert sorted(set(used)) == list(range(100))
 
 
 # Runs.
@@ -435,18 +463,9 @@ def children(process: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="where there is no /proc, no children are told")
 def test_a_hangup_ends_every_server(tmp_path: Path) -> None:
+    what = ("--only", "calls, one at a time", "--peer", "raw echo", "--json", str(tmp_path / "found.json"))
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "benchmarks",
-            "--only",
-            "calls, one at a time",
-            "--peer",
-            "raw echo",
-            "--json",
-            str(tmp_path / "found.json"),
-        ],
+        [sys.executable, "-m", "benchmarks", *what],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
