@@ -18,7 +18,7 @@ from benchmarks import loss, machine, report, results
 from benchmarks.connections import raise_limit
 from benchmarks.peers import PEERS
 from benchmarks.progress import Progress
-from benchmarks.runner import ROOT, Failed, Runner, is_chosen, jobs_of
+from benchmarks.runner import ROOT, SIGNALS, Failed, Runner, is_chosen, jobs_of
 from benchmarks.workloads import ASKED, WORKLOADS, Asked, Kind
 
 ROUNDS, QUICK_SCALE = 5, 0.05
@@ -211,6 +211,9 @@ def stop(number: int, _: Any) -> None:
 
 def main(arguments: list[str]) -> int:
     """Does what is asked; the exit status, which is 1 where something of protoframe itself could not be measured."""
+    if arguments[:1] in (["serve"], ["take"]):
+        # Whoever started it has blocked them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if arguments[:1] == ["serve"]:
         serve(*arguments[1:])
         return 0

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from benchmarks.peers import PEERS
 from benchmarks.progress import Progress
 from benchmarks.workloads import Kind, Workload
 
-__all__ = ["ROOT", "Failed", "Job", "Runner", "in_turn", "is_chosen", "jobs_of"]
+__all__ = ["ROOT", "SIGNALS", "Failed", "Job", "Runner", "in_turn", "is_chosen", "jobs_of"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,6 +31,12 @@ ROOT = Path(__file__).resolve().parent.parent
 LISTENING, TASK, ENDING = 30.0, 180.0, 10.0
 #: Rounds in which a job fails, and fails again, before it is given up where it has no figure.
 ROUNDS_OF_FAILURE = 2
+
+
+#: What ends this process, and must not do so between the start of another and the note of it; it unblocks them itself.
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+#: All processes that were started and have not been ended.
+_running: set[subprocess.Popen[Any]] = set()
 
 
 class Failed(Exception):
@@ -59,6 +66,7 @@ def end(process: subprocess.Popen[Any]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()
+    _running.discard(process)
 
 
 def _start(*arguments: str, errors: IO[bytes]) -> subprocess.Popen[str]:
@@ -67,16 +75,22 @@ def _start(*arguments: str, errors: IO[bytes]) -> subprocess.Popen[str]:
     It is in a session of its own, so that an interrupt from the terminal reaches this process alone, which ends it.
     """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PROTOFRAME_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks", *arguments],
-        cwd=ROOT,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        start_new_session=True,
-    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", *arguments],
+            cwd=ROOT,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+        _running.add(process)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
 
 
 def _said(errors: IO[bytes]) -> str:
@@ -182,6 +196,8 @@ class Runner:
         finally:
             for peer in list(self._servers):
                 self._end_server(peer)
+            for process in list(_running):
+                end(process)
             self._progress.clear()
 
     def _try(self, job: Job, round_: int) -> None:
