@@ -32,9 +32,9 @@ BARS = [
     "UDP calls, 64 in flight",
 ]
 COLUMNS = 3
-#: Of a limit, and of another framework.
-LIMIT, OTHER = "#9a9a9a", "#3b6ea8"
-LIMITS = {"raw echo", "raw stream", "raw datagrams", "hand-written"}
+#: Of what does next to nothing, and of another framework.
+BARE, OTHER = "#9a9a9a", "#3b6ea8"
+BARE_ONES = {"raw echo", "raw echo, direct", "raw stream", "raw datagrams", "hand-written", "hand-written, direct"}
 COLOURS = {
     "protoframe": "#c8501e",
     "hand-written": "#9a9a9a",
@@ -45,8 +45,8 @@ COLOURS = {
 }
 
 
-def draw(found: Found, path: Path) -> None:
-    """Draws it as a PNG."""
+def draw(found: Found, path: Path) -> bool:
+    """Draws it as a PNG, and tells whether there was anything to draw."""
     by_name = {workload["name"]: workload for workload in found["workloads"]}
     bars = [by_name[name] for name in BARS if name in by_name]
     curves = [curve for curve in CURVES if any(name in by_name for name in curve.points.values())]
@@ -55,7 +55,7 @@ def draw(found: Found, path: Path) -> None:
     places = [max(len(workload["peers"]) - 1 for workload in row) for row in rows_of_bars]
     heights = [0.8 + 0.24 * count for count in places] + ([3.0] if curves else [])
     if not heights:
-        return
+        return False
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(12, sum(heights) + 0.4), dpi=110, layout="constrained")
         grid = figure.add_gridspec(len(heights), COLUMNS, height_ratios=heights)
@@ -68,6 +68,7 @@ def draw(found: Found, path: Path) -> None:
             "protoframe's figure divided by each peer's: to the right of 1 protoframe is faster", fontsize=11
         )
         figure.savefig(path, metadata={"Software": None})
+    return True
 
 
 def _bars(axes: Any, workload: Found, places: int) -> None:
@@ -76,7 +77,7 @@ def _bars(axes: Any, workload: Found, places: int) -> None:
     peers.sort(key=lambda each: each[1]["median"])
     for place, (name, ratio) in enumerate(peers):
         median = ratio["median"]
-        axes.barh(place, median - 1, left=1, color=LIMIT if name in LIMITS else OTHER, height=0.6)
+        axes.barh(place, median - 1, left=1, color=BARE if name in BARE_ONES else OTHER, height=0.6)
         axes.hlines(place, ratio["least"], ratio["most"], color="black", linewidth=1)
         axes.annotate(
             f"{number(median)}",

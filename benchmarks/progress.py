@@ -1,10 +1,12 @@
 """A line on a terminal that says what is being measured, and how much is left.
 
-Knows how many steps there are and what each took.  It writes to standard error, and only where that is a terminal.
+Knows how many steps there are and what each took.  It writes to standard error, and only where that is a terminal
+which can write over a line.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -25,7 +27,7 @@ class Progress:
     def __init__(self, total: int, *, is_shown: bool, output: TextIO = sys.stderr) -> None:
         self._total = total
         self._done = 0
-        self._is_shown = is_shown and output.isatty()
+        self._is_shown = is_shown and output.isatty() and os.environ.get("TERM") != "dumb"
         self._output = output
         self._began = time.monotonic()
         self._took: dict[str, float] = {}

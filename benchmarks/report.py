@@ -52,8 +52,11 @@ def _asked_rows(found: Found) -> Iterable[Row]:
     for asked in found["asked"]:
         what = f"{asked['ours']} / {asked['theirs']}" if asked["theirs"] else f"{asked['ours']}, over the interpreter"
         numbers = asked["found"]
-        verdict = "holds" if asked["holds"] else "does not hold"
-        yield asked["workload"], what, number(numbers["median"]), _from_to(numbers), _wanted(asked), verdict
+        if numbers:
+            verdict = "holds" if asked["holds"] else "does not hold"
+            yield asked["workload"], what, number(numbers["median"]), _from_to(numbers), _wanted(asked), verdict
+        else:
+            yield asked["workload"], what, "", "", _wanted(asked), "not measured"
 
 
 def _loss_rows(found: Found) -> Iterable[Row]:
@@ -83,6 +86,8 @@ def table(found: Found) -> str:
         parts.append(f"calls under loss\n{_columns(_loss_rows(found))}")
     if found["asked"]:
         parts.append(f"what is asked for\n{_columns(_asked_rows(found))}")
+    if found.get("interrupted"):
+        parts.append("It was interrupted: this is what had been measured until then.\n")
     return "\n".join(parts + [f"{line}\n" for line in found["left_out"]])
 
 
@@ -132,6 +137,7 @@ def page(found: Found, *, has_figure: bool) -> str:
     )
     asked = _markdown(_asked_rows(found)) if found["asked"] else "Nothing of it was measured.\n"
     parts = [head, "## What is asked for\n", asked]
+    parts += _direct(by_name)
     if has_figure:
         parts.append("![How many times as fast protoframe is as each peer, and cost as work grows](benchmarks.png)\n")
     parts.append("## Each workload\n")
@@ -162,9 +168,9 @@ What protoframe does beside its peers. `make bench` measured it and wrote this p
 - **The versions**: {versions}.
 
 Numbers of one machine say little about another: read the ratios. Each server and each client is a process of its own,
-on the loopback interface; the clients take turns, round after round, so that a machine whose speed drifts does so for
-all. A ratio is protoframe's figure divided by the other's in the same round; what is shown of all rounds is the median,
-the least and the most. Two processes that share a few cores with whatever else runs there are no laboratory: where the
+on the loopback interface; the clients take turns, round after round and another first in each, so that a machine whose
+speed drifts does so for all. A ratio is protoframe's figure divided by the other's in the same round; what is shown of
+all rounds that have one is the median, the least and the most. Two processes that share a few cores with whatever else runs there are no laboratory: where the
 spread is wide, believe the median little.
 """
 
@@ -172,9 +178,10 @@ WORK = """\
 *Calls* ask for a text of 11 octets in capitals. *Payloads* are octets that the other end counts, one payload at a time;
 a megabyte is 10^6 octets. The *stream* is of such short texts, which the server sends. *Opening* is a connection, one
 call on it, and its end, with 16 at a time. *Memory* is what a server's resident memory grows by for each connection
-that is open and idle, without what the system keeps for its socket; afterwards each of them answers a call. *Start-up*
-is what a program takes from start to end more than `python -c pass`, in milliseconds. For memory and start-up, less is
-better.
+that is open and idle, without what the system keeps for its socket; afterwards each of them answers a call. That these
+take at most twice what raw ones take is asked for of connections that have not had a call yet; what they keep once they
+have had one is *each called once*, of which nothing is asked. *Start-up* is what a program takes from start to end more
+than `python -c pass`, in milliseconds. For memory and start-up, less is better.
 """
 
 REPEAT = """\
@@ -187,6 +194,33 @@ installs the extra `bench` and runs everything, which takes ten to fifteen minut
 less or more; every figure is in `build/benchmarks.json`, or where `--json PATH` says. Peers that are not installed are
 left out, as are calls under loss where there is no root, `ip` or `iptables`.
 """
+
+
+DIRECT = """\
+The raw echo and the hand-written loop are no limits: they write by `transport.write`, which leaves octets to the
+reactor's next turn. protoframe gives them to the socket itself, when all that came is dealt with and after every 16
+events, which is why it can be as fast as they are, or faster. Those called *direct* do the same, and nothing is asked
+of the ratios to them: they show what protoframe's own work takes."""
+
+#: Of what direct ones the ratios are told.
+DIRECT_ONES = [
+    ("calls, one at a time", "raw echo, direct"),
+    ("calls, one at a time", "hand-written, direct"),
+    ("calls, 64 in flight", "hand-written, direct"),
+    ("calls, 512 in flight", "hand-written, direct"),
+]
+
+
+def _direct(by_name: dict[str, Found]) -> list[str]:
+    """What the plain ones are no limit of, and what those show that are nearer to it."""
+    ratios = [
+        f"{number(ratio['median'])} of *{peer}*, {name.removeprefix('calls, ')}"
+        for name, peer in DIRECT_ONES
+        if (ratio := by_name.get(name, {"peers": {}})["peers"].get(peer, {}).get("ratio"))
+    ]
+    return [
+        f"{DIRECT} The calls a second that protoframe makes are {'; '.join(ratios)}.\n" if ratios else f"{DIRECT}\n"
+    ]
 
 
 LOSS = """\
@@ -224,6 +258,5 @@ def write_page(found: Found, directory: Path) -> None:
         print("there is no figure: matplotlib is not installed", file=sys.stderr)
         has_figure = False
     else:
-        figures.draw(found, directory / "benchmarks.png")
-        has_figure = True
+        has_figure = figures.draw(found, directory / "benchmarks.png")
     (directory / "benchmarks.md").write_text(page(found, has_figure=has_figure))

@@ -13,22 +13,27 @@ from typing import Any
 
 from benchmarks.workloads import Asked, Workload
 
-__all__ = ["OURS", "Figures", "asked_of", "holds", "spread", "summary", "within_rounds"]
+__all__ = ["OURS", "Figures", "Rounds", "asked_of", "holds", "spread", "summary", "within_rounds"]
 
-#: By workload and peer, what was found in each round.
-Figures = Mapping[str, Mapping[str, Sequence[float]]]
+#: What was found of a peer in each round, and nothing in those that it did not get through.
+Rounds = Sequence[float | None]
+#: By workload and peer.
+Figures = Mapping[str, Mapping[str, Rounds]]
 
 #: Which of a workload's peers is ours, the first that is there.
 OURS = ("protoframe", "protoframe, UDP")
 
 
-def within_rounds(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """The ratio of two peers' figures in each round, in which the machine was about as fast for both."""
-    return [one / other for one, other in zip(ours, theirs, strict=True)]
+def within_rounds(ours: Rounds, theirs: Rounds) -> list[float]:
+    """The ratio of two peers' figures in each round that both have, in which the machine was about as fast for both."""
+    return [one / other for one, other in zip(ours, theirs, strict=True) if one is not None and other is not None]
 
 
-def spread(numbers: Sequence[float]) -> dict[str, float]:
-    """The median, the least and the most."""
+def spread(rounds: Rounds) -> dict[str, float] | None:
+    """The median, the least and the most, of what there is."""
+    numbers = [each for each in rounds if each is not None]
+    if not numbers:
+        return None
     return {"median": statistics.median(numbers), "least": min(numbers), "most": max(numbers)}
 
 
@@ -38,20 +43,21 @@ def holds(asked: Asked, found: float) -> bool:
 
 
 def asked_of(all_asked: Sequence[Asked], figures: Figures) -> list[dict[str, Any]]:
-    """What was found of what is asked, and whether it holds; nothing where a figure is not there."""
+    """What was found of what is asked, and whether it holds; neither where a figure is not there."""
     found = []
     for asked in all_asked:
         of_peers = figures.get(asked.workload, {})
         ours = of_peers.get(asked.ours)
         theirs = of_peers.get(asked.theirs) if asked.theirs else None
-        if not ours or (asked.theirs and not theirs):
-            continue
-        numbers = spread(within_rounds(ours, theirs) if theirs else ours)
-        found.append(dataclasses.asdict(asked) | {"found": numbers, "holds": holds(asked, numbers["median"])})
+        numbers = None
+        if ours and (theirs or not asked.theirs):
+            numbers = spread(within_rounds(ours, theirs) if theirs else ours)
+        verdict = holds(asked, numbers["median"]) if numbers else None
+        found.append(dataclasses.asdict(asked) | {"found": numbers, "holds": verdict})
     return found
 
 
-def summary(workload: Workload, of_peers: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def summary(workload: Workload, of_peers: Mapping[str, Rounds]) -> dict[str, Any]:
     """What was found of a workload: every figure, the spread of each peer's, and that of our ratio to each."""
     ours = next((name for name in OURS if name in of_peers), None)
     return {
@@ -66,7 +72,7 @@ def summary(workload: Workload, of_peers: Mapping[str, Sequence[float]]) -> dict
         "peers": {
             peer: {
                 "figures": list(figures),
-                **spread(figures),
+                **(spread(figures) or {}),
                 "ratio": spread(within_rounds(of_peers[ours], figures)) if ours and peer != ours else None,
             }
             for peer, figures in of_peers.items()

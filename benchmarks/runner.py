@@ -7,9 +7,11 @@ its figures come to.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,12 +23,20 @@ from benchmarks.peers import PEERS
 from benchmarks.progress import Progress
 from benchmarks.workloads import Kind, Workload
 
-__all__ = ["ROOT", "Failed", "Job", "Runner", "jobs_of"]
+__all__ = ["ROOT", "SIGNALS", "Failed", "Job", "Runner", "in_turn", "is_chosen", "jobs_of"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Seconds that a server has to listen, a client to do its task, and either to end when it is told to.
 LISTENING, TASK, ENDING = 30.0, 180.0, 10.0
+#: Rounds in which a job fails, and fails again, before it is given up where it has no figure.
+ROUNDS_OF_FAILURE = 2
+
+
+#: What ends this process, and must not do so between the start of another and the note of it; it unblocks them itself.
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+#: All processes that were started and have not been ended.
+_running: set[subprocess.Popen[Any]] = set()
 
 
 class Failed(Exception):
@@ -56,6 +66,7 @@ def end(process: subprocess.Popen[Any]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
     process.wait()
+    _running.discard(process)
 
 
 def _start(*arguments: str, errors: IO[bytes]) -> subprocess.Popen[str]:
@@ -64,23 +75,35 @@ def _start(*arguments: str, errors: IO[bytes]) -> subprocess.Popen[str]:
     It is in a session of its own, so that an interrupt from the terminal reaches this process alone, which ends it.
     """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PROTOFRAME_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks", *arguments],
-        cwd=ROOT,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        start_new_session=True,
-    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", *arguments],
+            cwd=ROOT,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+        _running.add(process)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
 
 
-def _last_line(errors: IO[bytes]) -> str:
-    """The last line of what was said that has a word in it."""
+def _said(errors: IO[bytes]) -> str:
+    """What was said, in a line: that of the last traceback which names the exception, or the last that has a word."""
     errors.seek(0)
-    lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if re.search(r"\w", line)), "")
+    lines = errors.read().decode(errors="replace").splitlines()
+    begins = [number for number, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    for number in range(begins[-1] + 1 if begins else len(lines), len(lines)):
+        if re.match(r"\w", lines[number]):
+            # Some exceptions tell the rest in the lines after it.
+            more = 3 if lines[number].endswith(":") else 1
+            return " ".join(line.strip() for line in lines[number : number + more])
+    return next((line.strip() for line in reversed(lines) if re.search(r"\w", line)), "")
 
 
 class Server:
@@ -92,14 +115,22 @@ class Server:
     def __init__(self, peer: str) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
         self.process = _start("serve", peer, errors=self._errors)
-        ready, _, _ = select.select([self.process.stdout], [], [], LISTENING)
-        line = self.process.stdout.readline().strip() if ready and self.process.stdout else ""
-        if not line.isdigit():
-            end(self.process)
-            why = _last_line(self._errors) or line or "it said nothing"
+        try:
+            ready, _, _ = select.select([self.process.stdout], [], [], LISTENING)
+            line = self.process.stdout.readline().strip() if ready and self.process.stdout else ""
+            if not line.isdigit():
+                end(self.process)
+                raise Failed(f"its server does not listen: {_said(self._errors) or line or 'it said nothing'}")
+        except BaseException:
+            # Nobody else knows of it yet.
             self.end()
-            raise Failed(f"its server does not listen: {why}")
+            raise
         self.port = int(line)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process has not ended."""
+        return self.process.poll() is None
 
     def end(self) -> None:
         """Ends it."""
@@ -112,10 +143,7 @@ class Server:
 class Runner:
     """Runs jobs, and keeps what they find.
 
-    :ivar figures: by workload and peer, what was found in each round.
-    :ivar left_out: what could not be measured, and why.
-    :ivar failed: the peers that it was of.
-    :ivar notes: what clients had to say.
+    :ivar notes: what clients had to say, and which jobs got through when they were tried again.
     """
 
     def __init__(self, jobs: Sequence[Job], rounds: int, progress: Progress) -> None:
@@ -123,35 +151,73 @@ class Runner:
         self._rounds = rounds
         self._progress = progress
         self._servers: dict[str, Server] = {}
-        self.figures: dict[str, dict[str, list[float]]] = {}
-        self.left_out: list[str] = []
-        self.failed: set[str] = set()
+        self._found: dict[Job, list[float | None]] = {job: [None] * rounds for job in jobs}
+        self._failures: dict[Job, dict[int, str]] = {job: {} for job in jobs}
         self.notes: list[str] = []
 
+    @property
+    def figures(self) -> dict[str, dict[str, list[float | None]]]:
+        """By workload and peer, what was found in each round; without those of whom nothing was found."""
+        figures: dict[str, dict[str, list[float | None]]] = {}
+        for job, found in self._found.items():
+            if any(figure is not None for figure in found):
+                figures.setdefault(job.workload.name, {})[job.peer] = found
+        return figures
+
+    @property
+    def failed(self) -> set[str]:
+        """The peers that have no figure in some workload, since they failed."""
+        return {job.peer for job in self._jobs if self._failures[job] and self._has_none(job)}
+
+    @property
+    def left_out(self) -> list[str]:
+        """What could not be measured, and why."""
+        lines = []
+        for job, failures in self._failures.items():
+            if failures:
+                where = ", ".join(str(round_ + 1) for round_ in failures)
+                missing = "" if self._has_none(job) else f"no figure in round {where} of {self._rounds}: "
+                lines.append(f"{job.name}: {missing}{list(failures.values())[-1]}")
+        return lines
+
+    def _has_none(self, job: Job) -> bool:
+        return all(figure is None for figure in self._found[job])
+
     def run(self) -> None:
-        """Runs all jobs in each round."""
-        self._progress.plan([job.name for _ in range(self._rounds) for job in self._jobs])
-        broken: set[str] = set()
+        """Runs all jobs in each round; what was found until then is kept where it is interrupted."""
+        order = [(round_, job) for round_ in range(self._rounds) for job in in_turn(self._jobs, round_)]
+        self._progress.plan([job.name for _, job in order])
         try:
-            for round_ in range(self._rounds):
-                for job in self._jobs:
-                    self._progress.begin(job.name, f"round {round_ + 1} of {self._rounds}, {job.name}")
-                    if job.name not in broken:
-                        try:
-                            found = self._run(job)
-                        except Failed as why:
-                            broken.add(job.name)
-                            self.failed.add(job.peer)
-                            self.left_out.append(f"{job.name}: {why}")
-                            self.figures.get(job.workload.name, {}).pop(job.peer, None)
-                        else:
-                            self.figures.setdefault(job.workload.name, {}).setdefault(job.peer, []).append(found)
-                    self._progress.end(job.name)
+            for round_, job in order:
+                self._progress.begin(job.name, f"round {round_ + 1} of {self._rounds}, {job.name}")
+                if len(self._failures[job]) < ROUNDS_OF_FAILURE or not self._has_none(job):
+                    self._try(job, round_)
+                self._progress.end(job.name)
         finally:
-            for server in self._servers.values():
-                server.end()
-            self._servers.clear()
+            for peer in list(self._servers):
+                self._end_server(peer)
+            for process in list(_running):
+                end(process)
             self._progress.clear()
+
+    def _try(self, job: Job, round_: int) -> None:
+        """Runs it, and once more where it fails, with a server of its own again."""
+        try:
+            try:
+                found = self._run(job)
+            except Failed as why:
+                self._end_server(job.peer)
+                found = self._run(job)
+                self.notes.append(f"{job.name}: tried again in round {round_ + 1}: {why}")
+        except Failed as why:
+            self._end_server(job.peer)
+            self._failures[job][round_] = str(why)
+        else:
+            self._found[job][round_] = found
+
+    def _end_server(self, peer: str) -> None:
+        if peer in self._servers:
+            self._servers.pop(peer).end()
 
     def _run(self, job: Job) -> float:
         if job.workload.kind is Kind.START:
@@ -162,6 +228,9 @@ class Runner:
                 return self._take(job, server.port, server.process.pid)
             finally:
                 server.end()
+        if job.peer in self._servers and not self._servers[job.peer].is_running:
+            self.notes.append(f"{job.name}: its server had ended, and was started again")
+            self._end_server(job.peer)
         if job.peer not in self._servers:
             self._servers[job.peer] = Server(job.peer)
         server = self._servers[job.peer]
@@ -178,12 +247,30 @@ class Runner:
                 raise Failed(f"its client had not ended after {TASK:.0f} s") from None
             finally:
                 end(process)
-            said = _last_line(errors)
+            said = _said(errors)
         if process.returncode != 0:
             raise Failed(f"its client ended with {process.returncode}: {said or 'it said nothing'}")
         if said:
             self.notes.append(f"{job.name}: {said}")
-        return float(output.strip().splitlines()[-1])
+        try:
+            return float(output.strip().splitlines()[-1])
+        except (IndexError, ValueError):
+            raise Failed(f"its client gave no figure: {said or 'it said nothing'}") from None
+
+
+def in_turn(jobs: Sequence[Job], round_: int) -> list[Job]:
+    """The jobs, in whose workloads another peer comes first in each round."""
+    ordered: list[Job] = []
+    for _, group in itertools.groupby(jobs, lambda job: job.workload.name):
+        of_one = list(group)
+        first = round_ % len(of_one)
+        ordered += of_one[first:] + of_one[:first]
+    return ordered
+
+
+def is_chosen(name: str, only: Sequence[str]) -> bool:
+    """Whether a workload of that name is asked for: it has one of these in it, or there are none."""
+    return not only or any(text.lower() in name.lower() for text in only)
 
 
 def jobs_of(
@@ -196,7 +283,7 @@ def jobs_of(
     """
     jobs, missing = [], {}
     for workload in workloads:
-        if only and not any(text.lower() in workload.name.lower() for text in only):
+        if not is_chosen(workload.name, only):
             continue
         for name in workload.counts:
             if peers and name not in peers:

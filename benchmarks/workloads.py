@@ -57,14 +57,16 @@ class Workload:
     :param at_once: how many of them are on the way at a time, on all connections together.
     :param size: octets of a payload.
     :param connections: over how many connections.
+    :param is_called: whether each connection that is held has had a call before memory is looked at.
     """
 
     name: str
     kind: Kind
-    counts: Mapping[str, int]
+    counts: Mapping[str, int] = dataclasses.field(hash=False)
     at_once: int = 1
     size: int = 0
     connections: int = 1
+    is_called: bool = False
 
     @property
     def unit(self) -> str:
@@ -122,9 +124,11 @@ def named(counts: Mapping[str, int]) -> dict[str, int]:
 
 _NAMES = {
     "raw_echo": "raw echo",
+    "raw_echo_direct": "raw echo, direct",
     "raw_stream": "raw stream",
     "raw_datagrams": "raw datagrams",
     "handwritten": "hand-written",
+    "handwritten_direct": "hand-written, direct",
     "amp": "AMP",
     "grpc_aio": "grpc.aio",
     "protoframe_udp": "protoframe, UDP",
@@ -136,7 +140,9 @@ MAIN = [
         1,
         protoframe=6_000,
         raw_echo=9_000,
+        raw_echo_direct=10_000,
         handwritten=8_000,
+        handwritten_direct=9_000,
         amp=3_600,
         grpc_aio=1_500,
         grpclib=1_200,
@@ -148,6 +154,7 @@ MAIN = [
         64,
         protoframe=96_000,
         handwritten=102_400,
+        handwritten_direct=128_000,
         amp=12_800,
         grpc_aio=2_560,
         grpclib=3_840,
@@ -159,6 +166,7 @@ MAIN = [
         512,
         protoframe=81_920,
         handwritten=102_400,
+        handwritten_direct=122_880,
         amp=12_288,
         grpc_aio=3_072,
         grpclib=3_072,
@@ -191,19 +199,19 @@ MAIN = [
     ),
     payloads(
         4 * MIB,
-        protoframe=50,
-        raw_stream=240,
-        handwritten=80,
-        grpc_aio=40,
-        grpclib=20,
-        pycapnp=80,
-        rpyc=32,
-        thriftpy2=90,
+        protoframe=300,
+        raw_stream=700,
+        handwritten=120,
+        grpc_aio=50,
+        grpclib=50,
+        pycapnp=200,
+        rpyc=45,
+        thriftpy2=150,
     ),
     Workload(
         name="stream of small items",
         kind=Kind.ITEMS,
-        counts=named({"protoframe": 1_000_000, "grpc_aio": 10_000, "grpclib": 24_000, "rpyc": 6_000}),
+        counts=named({"protoframe": 1_000_000, "grpc_aio": 10_000, "grpclib": 24_000, "rpyc": 600_000}),
     ),
     Workload(
         name="opening connections",
@@ -213,6 +221,12 @@ MAIN = [
     ),
     Workload(
         name="memory of 1,000 connections", kind=Kind.IDLE, counts=named({"protoframe": 1_000, "raw_echo": 1_000})
+    ),
+    Workload(
+        name="memory of 1,000 connections, each called once",
+        kind=Kind.IDLE,
+        counts=named({"protoframe": 1_000, "raw_echo": 1_000}),
+        is_called=True,
     ),
     Workload(
         name="memory of 10,000 connections", kind=Kind.IDLE, counts=named({"protoframe": 10_000, "raw_echo": 10_000})
@@ -248,7 +262,7 @@ GROWTH = [
     *(over(connections, protoframe=8_000, raw_echo=14_000) for connections in (10, 100, 1000)),
     *(
         payloads(size, protoframe=ours, raw_stream=theirs)
-        for size, ours, theirs in ((16, 7_000, 9_000), (MIB, 200, 800))
+        for size, ours, theirs in ((16, 7_000, 9_000), (MIB, 1_200, 2_000))
     ),
 ]
 

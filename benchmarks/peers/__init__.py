@@ -57,23 +57,38 @@ PEERS = {
             "raw echo",
             "raw_echo",
             ("twisted",),
-            "A Twisted `Protocol` whose `dataReceived` writes back what came: 45 octets, TCP_NODELAY, nothing"
-            " decoded. It is the limit of what a round trip can be.",
+            "A Twisted `Protocol` whose `dataReceived` writes back what came: 37 octets, TCP_NODELAY, nothing"
+            " decoded. It writes by `transport.write`, which leaves octets to the reactor's next turn.",
+        ),
+        Peer(
+            "raw echo, direct",
+            "raw_echo_direct",
+            ("twisted",),
+            "The same, but that octets are given to the socket itself (`transport.getHandle().send`) while the"
+            " transport has nothing to write, as protoframe does. It is the limit of what a round trip in Twisted's"
+            " reactor can be.",
         ),
         Peer(
             "raw stream",
             "raw_stream",
             ("twisted",),
             "A Twisted `Protocol` that counts octets, and acknowledges each payload by its length in four"
-            " octets. It is the limit of what payloads can be.",
+            " octets. It writes by `transport.write`.",
         ),
         Peer(
             "hand-written",
             "handwritten",
             ("twisted", "msgspec"),
             "Calls written by hand on Twisted and msgspec, for these methods alone: frames with a length, an"
-            " id, a deadline and a method's name, written once a turn of the reactor; no limits, errors,"
-            " cancellation or streams. It is the limit of what plain Python does.",
+            " id, a deadline and a method's name, written once a turn of the reactor by"
+            " `transport.write`; no limits, errors, cancellation or streams.",
+        ),
+        Peer(
+            "hand-written, direct",
+            "handwritten_direct",
+            ("twisted", "msgspec"),
+            "The same, but that what is unsent is given to the socket itself after every 16 frames and at the end of"
+            " a turn, as protoframe does.",
         ),
         Peer(
             "AMP",
@@ -110,7 +125,8 @@ PEERS = {
             "rpyc_",
             ("rpyc",),
             "A `Service` with exposed methods in a `ThreadedServer`; one at a time called as they are, in"
-            " flight by `async_`. A stream is an exposed generator, each item of which is a round trip.",
+            " flight by `async_`. A stream is an exposed generator, taken by `rpyc.utils.helpers.buffiter`, which asks"
+            " for 10 items, then 20, and so on up to 1,000 at a time.",
         ),
         Peer(
             "thriftpy2",

@@ -1,4 +1,4 @@
-"""Calls by hand on Twisted and msgspec: what one writes for two methods, and plain Python's limit for the rest of them.
+"""Calls by hand on Twisted and msgspec: what one writes for two methods, without what makes a framework.
 
 Frames have a length, an id, the seconds that are left and a method's name, and msgpack in them; what a turn of the
 reactor has for a connection is written at once.  There are no limits, errors, cancellation, streams or handshake.
@@ -22,7 +22,7 @@ from benchmarks.connections import place
 from benchmarks.loads import TEXT, Task, check, in_reactor, serve_until_ended, twisted_calls
 from benchmarks.workloads import Kind
 
-__all__ = ["serve", "take"]
+__all__ = ["Client", "Frames", "Server", "serve", "take", "take_with"]
 
 LENGTH = struct.Struct(">I")
 #: The length of what follows, the id, the seconds that are left, and the length of the method's name.
@@ -210,8 +210,14 @@ def serve() -> None:
 
 
 def take(task: Task, port: int) -> float:
+    return take_with(Client, task, port)
+
+
+def take_with(make: Callable[[Any], Client], task: Task, port: int) -> float:
+    """What a client finds whose connection is made by this."""
+
     async def main(reactor: Any) -> float:
-        client = await connectProtocol(clientFromString(reactor, place(port)), Client(reactor))
+        client = await connectProtocol(clientFromString(reactor, place(port)), make(reactor))
         data = bytes(task.workload.size)
 
         def call() -> Awaitable[Any]:
