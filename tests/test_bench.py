@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock, deferLater
 
-from protoframe.cli import histogram, loops, main
+from protoframe.cli import bench, histogram, loops, main, running
 from protoframe.cli.histogram import LONGEST, Histogram
+from protoframe.cli.options import Settings
 from protoframe.cli.problems import Problem
 from protoframe.cli.thresholds import parse_threshold
 from protoframe.errors import NotFound, TooManyCalls
@@ -256,6 +257,24 @@ class TestLoops:
         assert loop.sent + loop.unsent == 200
         assert 9 <= loop.achieved <= 11
 
+    def test_what_waits_when_the_warm_up_is_over_does_not_go_before_what_counts(self) -> None:
+        # 20 a second is what the server can do, and 1000 it is asked for: after the warm-up 980 still wait.
+        loop, server = ran(loops.OpenLoop, rate=1000.0, duration=5.0, warmup=1.0, concurrency=10, took=0.5)
+        assert sum(time < 1.0 for time in server.times) == len(server.times) - loop.sent == 20
+        assert 80 <= loop.sent == loop.answered <= 100
+        assert loop.sent + loop.unsent == 5000
+        assert loop.achieved == pytest.approx(20.0, abs=2.5)
+        # What was due first waited no longer than for what was on the way; those behind it wait for all before them.
+        assert 0.49e9 < loop.latency.minimum < 1.1e9
+        assert loop.latency.percentile(99) > 4e9
+        assert loop.service.maximum < 0.51e9
+
+    def test_of_a_warm_up_that_fills_all_the_time_nothing_is_sent_and_what_was_due_is_told(self) -> None:
+        loop, server = ran(loops.OpenLoop, rate=100.0, duration=2.0, warmup=1.0, concurrency=3, took=9.0)
+        assert len(server.times) == 3
+        assert (loop.sent, loop.answered, loop.failed, loop.unsent) == (0, 0, 0, 200)
+        assert (loop.seconds, loop.achieved) == (2.0, 0.0)
+
     @pytest.mark.parametrize("kind", [loops.OpenLoop, loops.ClosedLoop])
     def test_so_many_requests_and_no_more_are_counted_behind_the_warm_up(self, kind: type[loops.Loop]) -> None:
         rate = 100.0 if kind is loops.OpenLoop else None
@@ -360,6 +379,103 @@ class TestLoops:
 
 def _raise() -> None:
     raise NotFound("nothing")
+
+
+class Outcome:
+    """What `pf bench` says and exits with when a loop has ended; over no connection."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._patch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, loop: loops.Loop, *thresholds: str, interrupted: bool = False) -> tuple[int, str, Any]:
+        """The status, what is said of the failure, and the object that was written, if one was."""
+        settings = Settings(10.0, True, True, None)
+        run = bench._Bench(running.Target("tcp:a:1", "A.b"), settings, loop._plan, [], 1)
+
+        def end(*_: Any) -> None:
+            run._loop = loop
+            if interrupted:
+                raise KeyboardInterrupt
+
+        self._patch.setattr(running, "run", end)
+        status, said = 0, ""
+        try:
+            run.run([parse_threshold(one) for one in thresholds])
+        except Problem as problem:
+            status, said = problem.status, str(problem)
+        except KeyboardInterrupt:
+            status = 130
+        out = self._capsys.readouterr().out
+        return status, said, json.loads(out) if out else None
+
+
+@pytest.fixture
+def outcome(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Outcome:
+    return Outcome(monkeypatch, capsys)
+
+
+OVERLOAD = {"rate": 1000.0, "duration": 5.0, "warmup": 0.5, "concurrency": 10}
+
+
+class TestOutcomes:
+    def test_of_an_overload_there_is_a_report_and_thresholds_are_judged(self, outcome: Outcome) -> None:
+        loop, _ = ran(loops.OpenLoop, took=0.5, **OVERLOAD)
+        status, said, written = outcome(loop)
+        assert (status, said) == (0, "")
+        assert (written["sent"], written["unsent"]) == (loop.sent, 5000 - loop.sent)
+        assert written["answered"] > 50
+        status, said, written = outcome(loop, "p99<20ms", "unsent<1", "errors<1")
+        assert status == 99
+        assert "threshold p99<20ms does not hold: p99 is " in said
+        assert "unsent is 49" in said
+        assert [one["holds"] for one in written["thresholds"]] == [False, False, True]
+
+    def test_also_where_nothing_that_counts_was_sent(self, outcome: Outcome) -> None:
+        loop, _ = ran(loops.OpenLoop, took=9.0, **OVERLOAD)
+        status, said, written = outcome(loop, "p99<20ms", "error-rate<1%")
+        assert status == 99
+        assert "p99 is unknown; threshold error-rate<1% does not hold: error-rate is unknown" in said
+        assert (written["sent"], written["answered"], written["unsent"]) == (0, 0, 5000)
+        assert set(written["latency_ms"].values()) == {None}
+        for status, said, written in (outcome(loop), outcome(loop, "unsent>1")):
+            assert status == 1
+            assert "nothing was answered, and 5000 calls had to wait; try: a lower --rate" in said
+            assert written["unsent"] == 5000
+
+    def test_where_all_that_counts_fails_thresholds_come_before_the_error(self, outcome: Outcome) -> None:
+        clock = Clock()
+        answers = iter([lambda: None])
+        loop = loops.OpenLoop(
+            clock, lambda: deferLater(clock, 0.1, next(answers, _raise)), plan(rate=10.0, duration=2.0, warmup=0.05)
+        )
+        go(loop, clock)
+        assert (loop.answered, loop.failed) == (0, 20)
+        assert outcome(loop, "p99<20ms")[0] == 99
+        status, said, written = outcome(loop, "errors>1")
+        assert (status, written["errors"]["NotFound"]["count"]) == (69, 20)
+        assert "NotFound: nothing" in said
+
+    def test_what_is_interrupted_before_an_answer_is_told_too(self, outcome: Outcome) -> None:
+        clock = Clock()
+        loop = loops.OpenLoop(clock, Stalling(clock, 9.0), plan(rate=10.0, concurrency=3))
+        go(loop, clock, until=1.05)
+        clock.advance(1.05 - clock.seconds())
+        loop.stop()
+        status, _, written = outcome(loop, interrupted=True)
+        assert (status, written["sent"], written["answered"], written["unsent"]) == (130, 3, 0, 8)
+
+    def test_where_none_was_due_none_was_counted(self, outcome: Outcome) -> None:
+        # A closed loop knows no calls but those that it sends.
+        loop, _ = ran(loops.ClosedLoop, duration=1.0, warmup=1.0, concurrency=1, took=9.0)
+        status, said, written = outcome(loop, "p99<20ms")
+        assert (status, written) == (2, None)
+        assert "no call was counted; try: a longer --duration, or a shorter --warmup" in said
+        clock = Clock()
+        loop = loops.ClosedLoop(clock, Stalling(clock), plan(warmup=5.0, concurrency=1))
+        go(loop, clock, until=1.0)
+        loop.stop()
+        assert outcome(loop, interrupted=True) == (130, "", None)
 
 
 @pytest.fixture(scope="module")

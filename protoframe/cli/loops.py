@@ -277,7 +277,9 @@ class ClosedLoop(Loop):
 class OpenLoop(Loop):
     """Sends calls by a timetable, so many a second, whatever becomes of those before.
 
-    One that is due when as many are on the way as may be waits for its turn, and its waiting is in the latency.
+    One that is due when as many are on the way as may be waits for its turn, and its waiting is in the latency.  Those
+    of the warm-up that still wait when it is over are dropped: or a server that is asked too much would be busy with
+    them for all the time in which calls are counted.
     """
 
     def __init__(self, reactor: IReactorTime, call: Callable[[], Deferred[Any]], plan: Plan) -> None:
@@ -300,6 +302,8 @@ class OpenLoop(Loop):
         return self._began + self._number / self._rate
 
     def _next(self, now: float) -> tuple[float, bool] | None:
+        if self._number < self._first and now >= self._from:
+            self._number = self._first
         number = self._number
         if number >= self._total:
             if self._plan.requests is not None:
