@@ -9,6 +9,7 @@ import signal
 import socket
 import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -375,6 +376,16 @@ class TestLoops:
         loop = loops.ClosedLoop(clock, lambda: deferLater(clock, 0.1, lambda: 3), plan(concurrency=1, requests=5))
         go(loop, clock)
         assert loop.items == 15
+        assert loop.achieved_items == pytest.approx(30.0)
+
+    @pytest.mark.parametrize("kind", [loops.OpenLoop, loops.ClosedLoop])
+    def test_items_a_second_are_those_that_came_in_time_as_are_answers(self, kind: type[loops.Loop]) -> None:
+        clock = Clock()
+        rate = 10.0 if kind is loops.OpenLoop else None
+        loop = kind(clock, lambda: deferLater(clock, 0.75, lambda: 3), plan(rate=rate, duration=2.0, concurrency=10))
+        go(loop, clock)
+        assert loop.items == 3 * loop.answered > 6 * loop.achieved > 0
+        assert loop.achieved_items == pytest.approx(3 * loop.achieved)
 
 
 def _raise() -> None:
@@ -513,8 +524,9 @@ class TestRuns:
         assert (done["where"], done["method"], done["mode"]) == (where, "Speech.upper", "closed")
         assert (done["rate"], done["concurrency"], done["connections"], done["service_ms"]) == (None, 1, 1, None)
         assert (done["warmup"], done["duration"], done["errors"], done["items"]) == (0.1, 0.4, {}, None)
-        assert done["sent"] == done["answered"] > 20
-        assert done["achieved"] == pytest.approx(done["answered"] / 0.4, rel=0.2)
+        assert done["sent"] == done["answered"] > 0
+        # One more or less, at the beginning and at the end.
+        assert done["achieved"] * 0.4 == pytest.approx(done["answered"], abs=1.01)
         latency = done["latency_ms"]
         order = ["min", "p50", "p75", "p90", "p95", "p99", "p99.9", "max"]
         assert set(latency) == {*order, "mean", "stddev"}
@@ -530,7 +542,8 @@ class TestRuns:
         assert (done["mode"], done["rate"], done["concurrency"], done["connections"]) == ("open", 250.0, 1024, 2)
         assert done["sent"] == done["answered"] == 100
         assert done["unsent"] == 0
-        assert 150 < done["achieved"] <= 255
+        # How many of the answers came in time is the machine's business, or virtual time's.
+        assert 0 < done["achieved"] <= 255
         assert 0 < done["service_ms"]["mean"] <= done["latency_ms"]["mean"]
 
     def test_a_person_gets_a_table(self, speech: str) -> None:
@@ -579,8 +592,9 @@ class TestRuns:
             ([where, "Speech.upper"], 67, "InvalidArgument: $.text: missing"),
             ([closed_port(), *UPPER], 7, "could not connect: connection refused"),
             ([desk.tcp, "Desk.refuse", "reason=x", "-c", "20"], 66, "Refused: not today"),
-            ([desk.tcp, "Desk.never", "--timeout", "0.3"], 28, "timed out after 0.3 s"),
-            ([desk.tcp, "Desk.drip", "--timeout", "0.3"], 28, "timed out after 0.3 s"),
+            # Time enough to connect, on a machine that is busy.
+            ([desk.tcp, "Desk.never", "--timeout", "2"], 28, "timed out after 2 s"),
+            ([desk.tcp, "Desk.drip", "--timeout", "2"], 28, "timed out after 2 s"),
             ([desk.tcp, "Desk.tell", "text=a"], 2, "no answer (oneway)"),
             ([desk.tcp, "Desk.add", "numbers:=[1]"], 2, "it takes a stream (numbers), and pf bench sends none"),
         ]
@@ -611,7 +625,7 @@ class TestRuns:
         assert done["answered"] == 20
 
     def test_progress_is_for_terminals_and_not_when_quiet(self, speech: str) -> None:
-        words = ["bench", f"tcp:{speech}", *UPPER, "--duration", "1s", "--warmup", "0"]
+        words = ["bench", f"tcp:{speech}", *UPPER, "--duration", "2500ms", "--warmup", "0"]
         shown, quiet = at_once(
             lambda: on_terminal(words, stream="stderr"), lambda: on_terminal([*words, "--quiet"], stream="stderr")
         )
@@ -625,9 +639,11 @@ class Relay:
     """Something between ``pf`` and a server, which can be waited for, and can cut the line.
 
     :ivar where: where it is.
-    :ivar accepted: how many connections there were.
+    :ivar accepted: when it took connections.
     :ivar said: how many octets the server has said, for each.
     :ivar passed: is set when the server has said so much.
+    :ivar then: is called then, once, before anything more is passed on: however slow the machine is, what it does is
+        done at the same place of the conversation.
     """
 
     def __init__(self, server: str, octets: int) -> None:
@@ -637,9 +653,10 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         self.where = f"tcp:127.0.0.1:{self._listener.getsockname()[1]}"
-        self.accepted = 0
+        self.accepted: list[float] = []
         self.said: list[int] = []
         self.passed = threading.Event()
+        self.then: Callable[[], None] | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
@@ -660,7 +677,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                self.accepted += 1
+                self.accepted.append(time.monotonic())
                 far = socket.create_connection(self._server)
                 self._open += [near, far]
                 self.said.append(0)
@@ -673,8 +690,10 @@ class Relay:
                 sink.sendall(octets)
                 if number is not None:
                     self.said[number] += len(octets)
-                    if sum(self.said) > self._octets:
+                    if sum(self.said) > self._octets and not self.passed.is_set():
                         self.passed.set()
+                        if self.then is not None:
+                            self.then()
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)
 
@@ -690,7 +709,7 @@ class TestConnections:
     def test_calls_go_over_them_in_turn(self, relay: Relay) -> None:
         words = ["-n", "300", "--connections", "3", "--json"]
         assert summary(pf("bench", relay.where, *UPPER, *words))["answered"] == 300
-        assert relay.accepted == 3
+        assert len(relay.accepted) == 3
         # The first has the description too.
         assert min(relay.said) > 1000
         assert max(relay.said[1:]) < 1.1 * min(relay.said[1:])
@@ -711,28 +730,22 @@ class TestInterruptions:
         assert measured["errors"] == {}
 
     def test_a_connection_that_is_lost_is_opened_again_and_the_calls_over_it_are_counted(self, relay: Relay) -> None:
-        words = ["-c", "20", "--duration", "1500ms", "--warmup", "0", "--json", "--fail-if", "errors<1"]
-        with started("bench", relay.where, *UPPER, *words) as process:
-            assert relay.passed.wait(PATIENCE)
-            relay.cut()
-            done = ended(process)
-        measured = summary(done, 99)
-        assert relay.accepted == 2
+        relay.then = relay.cut
+        words = ["-c", "20", "-n", "400", "--json", "--fail-if", "errors<1"]
+        measured = summary(pf("bench", relay.where, *UPPER, *words), 99)
+        first, second = relay.accepted
+        # A second apart as pf sees it.
+        assert second - first > 0.5
         assert set(measured["errors"]) == {"ConnectionLost"}
         lost = measured["errors"]["ConnectionLost"]
         assert (lost["status"], lost["exit"]) == (14, 78)
         assert 0 < lost["count"] <= 20
-        assert measured["answered"] + lost["count"] == measured["sent"]
-        # Whoever was to call meanwhile had to wait.
-        assert measured["latency_ms"]["max"] > 50
+        assert measured["answered"] + lost["count"] == measured["sent"] == 400
 
     def test_a_server_that_goes_away_for_good_is_counted_as_errors(self, relay: Relay) -> None:
         words = ["--rate", "500", "--duration", "1500ms", "--warmup", "0", "--json"]
-        with started("bench", relay.where, *UPPER, *words) as process:
-            assert relay.passed.wait(PATIENCE)
-            relay.close()
-            done = ended(process)
-        measured = summary(done)
+        relay.then = relay.close
+        measured = summary(pf("bench", relay.where, *UPPER, *words))
         assert measured["answered"] > 10
         assert measured["errors"]["ConnectFailed"]["count"] > 10
         assert measured["answered"] + sum(kind["count"] for kind in measured["errors"].values()) == 750

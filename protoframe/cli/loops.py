@@ -95,6 +95,7 @@ class Loop:
         self._plan = plan
         self._began = self._from = self._until = self._last = 0.0
         self._in_time = 0
+        self._items_in_time = 0
         self._has_outcome = False
         self._is_full = False
         self._is_pumping = False
@@ -141,6 +142,12 @@ class Loop:
         """Answers a second: those that came while calls were counted."""
         seconds = self.seconds
         return self._in_time / seconds if seconds > 0 else 0.0
+
+    @property
+    def achieved_items(self) -> float:
+        """Items a second, of the same answers."""
+        seconds = self.seconds
+        return self._items_in_time / seconds if seconds > 0 else 0.0
 
     @property
     def failed(self) -> int:
@@ -195,14 +202,15 @@ class Loop:
         now = self._clock()
         if self._is_over:
             return
+        items = result if type(result) is int else 0
         if counts:
             self.answered += 1
+            self.items += items
             self.latency.record(int((now - due) * _NANOSECONDS))
             self.service.record(int((now - sent) * _NANOSECONDS))
-            if type(result) is int:
-                self.items += result
         if now <= self._until and (counts or now >= self._from):
             self._in_time += 1
+            self._items_in_time += items
         self._has_outcome = True
         self._ended_one(now)
 
