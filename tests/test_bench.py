@@ -593,8 +593,8 @@ class TestRuns:
             ([closed_port(), *UPPER], 7, "could not connect: connection refused"),
             ([desk.tcp, "Desk.refuse", "reason=x", "-c", "20"], 66, "Refused: not today"),
             # Time enough to connect, on a machine that is busy.
-            ([desk.tcp, "Desk.never", "--timeout", "2"], 28, "timed out after 2 s"),
-            ([desk.tcp, "Desk.drip", "--timeout", "2"], 28, "timed out after 2 s"),
+            ([desk.tcp, "Desk.never", "--timeout", "1"], 28, "timed out after 1 s"),
+            ([desk.tcp, "Desk.drip", "--timeout", "1"], 28, "timed out after 1 s"),
             ([desk.tcp, "Desk.tell", "text=a"], 2, "no answer (oneway)"),
             ([desk.tcp, "Desk.add", "numbers:=[1]"], 2, "it takes a stream (numbers), and pf bench sends none"),
         ]
@@ -625,7 +625,7 @@ class TestRuns:
         assert done["answered"] == 20
 
     def test_progress_is_for_terminals_and_not_when_quiet(self, speech: str) -> None:
-        words = ["bench", f"tcp:{speech}", *UPPER, "--duration", "2500ms", "--warmup", "0"]
+        words = ["bench", f"tcp:{speech}", *UPPER, "--duration", "1500ms", "--warmup", "0"]
         shown, quiet = at_once(
             lambda: on_terminal(words, stream="stderr"), lambda: on_terminal([*words, "--quiet"], stream="stderr")
         )
