@@ -9,6 +9,7 @@ import signal
 import socket
 import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -19,8 +20,9 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock, deferLater
 
-from protoframe.cli import histogram, loops, main
+from protoframe.cli import bench, histogram, loops, main, running
 from protoframe.cli.histogram import LONGEST, Histogram
+from protoframe.cli.options import Settings
 from protoframe.cli.problems import Problem
 from protoframe.cli.thresholds import parse_threshold
 from protoframe.errors import NotFound, TooManyCalls
@@ -256,6 +258,24 @@ class TestLoops:
         assert loop.sent + loop.unsent == 200
         assert 9 <= loop.achieved <= 11
 
+    def test_what_waits_when_the_warm_up_is_over_does_not_go_before_what_counts(self) -> None:
+        # 20 a second is what the server can do, and 1000 it is asked for: after the warm-up 980 still wait.
+        loop, server = ran(loops.OpenLoop, rate=1000.0, duration=5.0, warmup=1.0, concurrency=10, took=0.5)
+        assert sum(time < 1.0 for time in server.times) == len(server.times) - loop.sent == 20
+        assert 80 <= loop.sent == loop.answered <= 100
+        assert loop.sent + loop.unsent == 5000
+        assert loop.achieved == pytest.approx(20.0, abs=2.5)
+        # What was due first waited no longer than for what was on the way; those behind it wait for all before them.
+        assert 0.49e9 < loop.latency.minimum < 1.1e9
+        assert loop.latency.percentile(99) > 4e9
+        assert loop.service.maximum < 0.51e9
+
+    def test_of_a_warm_up_that_fills_all_the_time_nothing_is_sent_and_what_was_due_is_told(self) -> None:
+        loop, server = ran(loops.OpenLoop, rate=100.0, duration=2.0, warmup=1.0, concurrency=3, took=9.0)
+        assert len(server.times) == 3
+        assert (loop.sent, loop.answered, loop.failed, loop.unsent) == (0, 0, 0, 200)
+        assert (loop.seconds, loop.achieved) == (2.0, 0.0)
+
     @pytest.mark.parametrize("kind", [loops.OpenLoop, loops.ClosedLoop])
     def test_so_many_requests_and_no_more_are_counted_behind_the_warm_up(self, kind: type[loops.Loop]) -> None:
         rate = 100.0 if kind is loops.OpenLoop else None
@@ -356,10 +376,117 @@ class TestLoops:
         loop = loops.ClosedLoop(clock, lambda: deferLater(clock, 0.1, lambda: 3), plan(concurrency=1, requests=5))
         go(loop, clock)
         assert loop.items == 15
+        assert loop.achieved_items == pytest.approx(30.0)
+
+    @pytest.mark.parametrize("kind", [loops.OpenLoop, loops.ClosedLoop])
+    def test_items_a_second_are_those_that_came_in_time_as_are_answers(self, kind: type[loops.Loop]) -> None:
+        clock = Clock()
+        rate = 10.0 if kind is loops.OpenLoop else None
+        loop = kind(clock, lambda: deferLater(clock, 0.75, lambda: 3), plan(rate=rate, duration=2.0, concurrency=10))
+        go(loop, clock)
+        assert loop.items == 3 * loop.answered > 6 * loop.achieved > 0
+        assert loop.achieved_items == pytest.approx(3 * loop.achieved)
 
 
 def _raise() -> None:
     raise NotFound("nothing")
+
+
+class Outcome:
+    """What `pf bench` says and exits with when a loop has ended; over no connection."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._patch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, loop: loops.Loop, *thresholds: str, interrupted: bool = False) -> tuple[int, str, Any]:
+        """The status, what is said of the failure, and the object that was written, if one was."""
+        settings = Settings(10.0, True, True, None)
+        run = bench._Bench(running.Target("tcp:a:1", "A.b"), settings, loop._plan, [], 1)
+
+        def end(*_: Any) -> None:
+            run._loop = loop
+            if interrupted:
+                raise KeyboardInterrupt
+
+        self._patch.setattr(running, "run", end)
+        status, said = 0, ""
+        try:
+            run.run([parse_threshold(one) for one in thresholds])
+        except Problem as problem:
+            status, said = problem.status, str(problem)
+        except KeyboardInterrupt:
+            status = 130
+        out = self._capsys.readouterr().out
+        return status, said, json.loads(out) if out else None
+
+
+@pytest.fixture
+def outcome(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Outcome:
+    return Outcome(monkeypatch, capsys)
+
+
+OVERLOAD = {"rate": 1000.0, "duration": 5.0, "warmup": 0.5, "concurrency": 10}
+
+
+class TestOutcomes:
+    def test_of_an_overload_there_is_a_report_and_thresholds_are_judged(self, outcome: Outcome) -> None:
+        loop, _ = ran(loops.OpenLoop, took=0.5, **OVERLOAD)
+        status, said, written = outcome(loop)
+        assert (status, said) == (0, "")
+        assert (written["sent"], written["unsent"]) == (loop.sent, 5000 - loop.sent)
+        assert written["answered"] > 50
+        status, said, written = outcome(loop, "p99<20ms", "unsent<1", "errors<1")
+        assert status == 99
+        assert "threshold p99<20ms does not hold: p99 is " in said
+        assert "unsent is 49" in said
+        assert [one["holds"] for one in written["thresholds"]] == [False, False, True]
+
+    def test_also_where_nothing_that_counts_was_sent(self, outcome: Outcome) -> None:
+        loop, _ = ran(loops.OpenLoop, took=9.0, **OVERLOAD)
+        status, said, written = outcome(loop, "p99<20ms", "error-rate<1%")
+        assert status == 99
+        assert "p99 is unknown; threshold error-rate<1% does not hold: error-rate is unknown" in said
+        assert (written["sent"], written["answered"], written["unsent"]) == (0, 0, 5000)
+        assert set(written["latency_ms"].values()) == {None}
+        for status, said, written in (outcome(loop), outcome(loop, "unsent>1")):
+            assert status == 1
+            assert "nothing was answered, and 5000 calls had to wait; try: a lower --rate" in said
+            assert written["unsent"] == 5000
+
+    def test_where_all_that_counts_fails_thresholds_come_before_the_error(self, outcome: Outcome) -> None:
+        clock = Clock()
+        answers = iter([lambda: None])
+        loop = loops.OpenLoop(
+            clock, lambda: deferLater(clock, 0.1, next(answers, _raise)), plan(rate=10.0, duration=2.0, warmup=0.05)
+        )
+        go(loop, clock)
+        assert (loop.answered, loop.failed) == (0, 20)
+        assert outcome(loop, "p99<20ms")[0] == 99
+        status, said, written = outcome(loop, "errors>1")
+        assert (status, written["errors"]["NotFound"]["count"]) == (69, 20)
+        assert "NotFound: nothing" in said
+
+    def test_what_is_interrupted_before_an_answer_is_told_too(self, outcome: Outcome) -> None:
+        clock = Clock()
+        loop = loops.OpenLoop(clock, Stalling(clock, 9.0), plan(rate=10.0, concurrency=3))
+        go(loop, clock, until=1.05)
+        clock.advance(1.05 - clock.seconds())
+        loop.stop()
+        status, _, written = outcome(loop, interrupted=True)
+        assert (status, written["sent"], written["answered"], written["unsent"]) == (130, 3, 0, 8)
+
+    def test_where_none_was_due_none_was_counted(self, outcome: Outcome) -> None:
+        # A closed loop knows no calls but those that it sends.
+        loop, _ = ran(loops.ClosedLoop, duration=1.0, warmup=1.0, concurrency=1, took=9.0)
+        status, said, written = outcome(loop, "p99<20ms")
+        assert (status, written) == (2, None)
+        assert "no call was counted; try: a longer --duration, or a shorter --warmup" in said
+        clock = Clock()
+        loop = loops.ClosedLoop(clock, Stalling(clock), plan(warmup=5.0, concurrency=1))
+        go(loop, clock, until=1.0)
+        loop.stop()
+        assert outcome(loop, interrupted=True) == (130, "", None)
 
 
 @pytest.fixture(scope="module")
@@ -397,8 +524,9 @@ class TestRuns:
         assert (done["where"], done["method"], done["mode"]) == (where, "Speech.upper", "closed")
         assert (done["rate"], done["concurrency"], done["connections"], done["service_ms"]) == (None, 1, 1, None)
         assert (done["warmup"], done["duration"], done["errors"], done["items"]) == (0.1, 0.4, {}, None)
-        assert done["sent"] == done["answered"] > 20
-        assert done["achieved"] == pytest.approx(done["answered"] / 0.4, rel=0.2)
+        assert done["sent"] == done["answered"] > 0
+        # One more or less, at the beginning and at the end.
+        assert done["achieved"] * 0.4 == pytest.approx(done["answered"], abs=1.01)
         latency = done["latency_ms"]
         order = ["min", "p50", "p75", "p90", "p95", "p99", "p99.9", "max"]
         assert set(latency) == {*order, "mean", "stddev"}
@@ -414,7 +542,8 @@ class TestRuns:
         assert (done["mode"], done["rate"], done["concurrency"], done["connections"]) == ("open", 250.0, 1024, 2)
         assert done["sent"] == done["answered"] == 100
         assert done["unsent"] == 0
-        assert 150 < done["achieved"] <= 255
+        # How many of the answers came in time is the machine's business, or virtual time's.
+        assert 0 < done["achieved"] <= 255
         assert 0 < done["service_ms"]["mean"] <= done["latency_ms"]["mean"]
 
     def test_a_person_gets_a_table(self, speech: str) -> None:
@@ -463,8 +592,9 @@ class TestRuns:
             ([where, "Speech.upper"], 67, "InvalidArgument: $.text: missing"),
             ([closed_port(), *UPPER], 7, "could not connect: connection refused"),
             ([desk.tcp, "Desk.refuse", "reason=x", "-c", "20"], 66, "Refused: not today"),
-            ([desk.tcp, "Desk.never", "--timeout", "0.3"], 28, "timed out after 0.3 s"),
-            ([desk.tcp, "Desk.drip", "--timeout", "0.3"], 28, "timed out after 0.3 s"),
+            # Time enough to connect, on a machine that is busy.
+            ([desk.tcp, "Desk.never", "--timeout", "1"], 28, "timed out after 1 s"),
+            ([desk.tcp, "Desk.drip", "--timeout", "1"], 28, "timed out after 1 s"),
             ([desk.tcp, "Desk.tell", "text=a"], 2, "no answer (oneway)"),
             ([desk.tcp, "Desk.add", "numbers:=[1]"], 2, "it takes a stream (numbers), and pf bench sends none"),
         ]
@@ -495,7 +625,7 @@ class TestRuns:
         assert done["answered"] == 20
 
     def test_progress_is_for_terminals_and_not_when_quiet(self, speech: str) -> None:
-        words = ["bench", f"tcp:{speech}", *UPPER, "--duration", "1s", "--warmup", "0"]
+        words = ["bench", f"tcp:{speech}", *UPPER, "--duration", "1500ms", "--warmup", "0"]
         shown, quiet = at_once(
             lambda: on_terminal(words, stream="stderr"), lambda: on_terminal([*words, "--quiet"], stream="stderr")
         )
@@ -509,9 +639,11 @@ class Relay:
     """Something between ``pf`` and a server, which can be waited for, and can cut the line.
 
     :ivar where: where it is.
-    :ivar accepted: how many connections there were.
+    :ivar accepted: when it took connections.
     :ivar said: how many octets the server has said, for each.
     :ivar passed: is set when the server has said so much.
+    :ivar then: is called then, once, before anything more is passed on: however slow the machine is, what it does is
+        done at the same place of the conversation.
     """
 
     def __init__(self, server: str, octets: int) -> None:
@@ -521,9 +653,10 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
         self.where = f"tcp:127.0.0.1:{self._listener.getsockname()[1]}"
-        self.accepted = 0
+        self.accepted: list[float] = []
         self.said: list[int] = []
         self.passed = threading.Event()
+        self.then: Callable[[], None] | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
@@ -544,7 +677,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                self.accepted += 1
+                self.accepted.append(time.monotonic())
                 far = socket.create_connection(self._server)
                 self._open += [near, far]
                 self.said.append(0)
@@ -557,8 +690,10 @@ class Relay:
                 sink.sendall(octets)
                 if number is not None:
                     self.said[number] += len(octets)
-                    if sum(self.said) > self._octets:
+                    if sum(self.said) > self._octets and not self.passed.is_set():
                         self.passed.set()
+                        if self.then is not None:
+                            self.then()
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)
 
@@ -574,7 +709,7 @@ class TestConnections:
     def test_calls_go_over_them_in_turn(self, relay: Relay) -> None:
         words = ["-n", "300", "--connections", "3", "--json"]
         assert summary(pf("bench", relay.where, *UPPER, *words))["answered"] == 300
-        assert relay.accepted == 3
+        assert len(relay.accepted) == 3
         # The first has the description too.
         assert min(relay.said) > 1000
         assert max(relay.said[1:]) < 1.1 * min(relay.said[1:])
@@ -595,28 +730,22 @@ class TestInterruptions:
         assert measured["errors"] == {}
 
     def test_a_connection_that_is_lost_is_opened_again_and_the_calls_over_it_are_counted(self, relay: Relay) -> None:
-        words = ["-c", "20", "--duration", "1500ms", "--warmup", "0", "--json", "--fail-if", "errors<1"]
-        with started("bench", relay.where, *UPPER, *words) as process:
-            assert relay.passed.wait(PATIENCE)
-            relay.cut()
-            done = ended(process)
-        measured = summary(done, 99)
-        assert relay.accepted == 2
+        relay.then = relay.cut
+        words = ["-c", "20", "-n", "400", "--json", "--fail-if", "errors<1"]
+        measured = summary(pf("bench", relay.where, *UPPER, *words), 99)
+        first, second = relay.accepted
+        # A second apart as pf sees it.
+        assert second - first > 0.5
         assert set(measured["errors"]) == {"ConnectionLost"}
         lost = measured["errors"]["ConnectionLost"]
         assert (lost["status"], lost["exit"]) == (14, 78)
         assert 0 < lost["count"] <= 20
-        assert measured["answered"] + lost["count"] == measured["sent"]
-        # Whoever was to call meanwhile had to wait.
-        assert measured["latency_ms"]["max"] > 50
+        assert measured["answered"] + lost["count"] == measured["sent"] == 400
 
     def test_a_server_that_goes_away_for_good_is_counted_as_errors(self, relay: Relay) -> None:
         words = ["--rate", "500", "--duration", "1500ms", "--warmup", "0", "--json"]
-        with started("bench", relay.where, *UPPER, *words) as process:
-            assert relay.passed.wait(PATIENCE)
-            relay.close()
-            done = ended(process)
-        measured = summary(done)
+        relay.then = relay.close
+        measured = summary(pf("bench", relay.where, *UPPER, *words))
         assert measured["answered"] > 10
         assert measured["errors"]["ConnectFailed"]["count"] > 10
         assert measured["answered"] + sum(kind["count"] for kind in measured["errors"].values()) == 750

@@ -184,14 +184,14 @@ class _Bench:
     def run(self, thresholds: list[Threshold]) -> None:
         """Measures, and says what came of it, also where it is interrupted.
 
-        :raises Problem: nothing was answered, or a threshold does not hold.
+        :raises Problem: a threshold does not hold, or nothing was answered.
         """
         from protoframe.cli.bench_report import Report
         from protoframe.cli.running import run
 
         def report() -> Report | None:
             loop = self._loop
-            if loop is None or not (loop.answered or loop.failed):
+            if loop is None or not (loop.sent or loop.unsent):
                 return None
             return Report(self._target, self._plan, self._count, loop, thresholds, self._streams)
 
@@ -204,10 +204,11 @@ class _Bench:
         if (measured := report()) is None:
             raise self._target.problem("no call was counted", USAGE, "a longer --duration, or a shorter --warmup")
         measured.write(as_json=self._settings.json)
-        if not measured.loop.answered:
-            raise self._nothing_answered(measured.loop)
+        # First, for what could not be measured does not hold: a server that answers nothing breaks its promise too.
         if broken := measured.broken():
             raise self._target.problem(broken, THRESHOLD)
+        if not measured.loop.answered:
+            raise self._nothing_answered(measured.loop)
 
     async def _session(self, reactor: Any) -> None:
         from protoframe.cli.connections import Connections
@@ -247,10 +248,13 @@ class _Bench:
         return connections.caller(self._target.what, arguments, streams=method.streams or not method.is_described)
 
     def _nothing_answered(self, loop: Loop) -> Problem:
-        """Why: what went wrong most often."""
+        """Why: what went wrong most often, or that the calls did not get their turn."""
         from protoframe.cli.running import not_opened, refused
         from protoframe.errors import ConnectFailed, Error
 
+        if not loop.errors:
+            hint = "a lower --rate, or a higher --concurrency"
+            return self._target.problem(f"nothing was answered, and {loop.unsent} calls had to wait", FAILURE, hint)
         error = max(loop.errors.values(), key=lambda one: one.count).first
         if isinstance(error, ConnectFailed):
             return not_opened(error, self._target, self._settings)

@@ -127,7 +127,7 @@ class Report:
             f"answered  {loop.answered}  {loop.achieved:.1f} a second",
         ]
         if self.streams:
-            lines.append(f"items     {loop.items}  {self._items_rate():.1f} a second")
+            lines.append(f"items     {loop.items}  {loop.achieved_items:.1f} a second")
         kinds = ", ".join(f"{clip(clean(name), _LONGEST_NAME)} {kind.count}" for name, kind in loop.errors.items())
         errors = f"errors    {loop.failed}"
         lines.append(style.red(f"{errors}  {kinds}") if loop.failed else errors)
@@ -152,9 +152,6 @@ class Report:
             cells = [column[name] for column in columns.values()]
             lines.append(f"{name:8}" + "".join("          -" if cell is None else f"{cell:11.3f}" for cell in cells))
         return lines
-
-    def _items_rate(self) -> float:
-        return self.loop.items / self.loop.seconds if self.loop.seconds else 0.0
 
 
 class Bar(Progress):

@@ -95,6 +95,7 @@ class Loop:
         self._plan = plan
         self._began = self._from = self._until = self._last = 0.0
         self._in_time = 0
+        self._items_in_time = 0
         self._has_outcome = False
         self._is_full = False
         self._is_pumping = False
@@ -141,6 +142,12 @@ class Loop:
         """Answers a second: those that came while calls were counted."""
         seconds = self.seconds
         return self._in_time / seconds if seconds > 0 else 0.0
+
+    @property
+    def achieved_items(self) -> float:
+        """Items a second, of the same answers."""
+        seconds = self.seconds
+        return self._items_in_time / seconds if seconds > 0 else 0.0
 
     @property
     def failed(self) -> int:
@@ -195,14 +202,15 @@ class Loop:
         now = self._clock()
         if self._is_over:
             return
+        items = result if type(result) is int else 0
         if counts:
             self.answered += 1
+            self.items += items
             self.latency.record(int((now - due) * _NANOSECONDS))
             self.service.record(int((now - sent) * _NANOSECONDS))
-            if type(result) is int:
-                self.items += result
         if now <= self._until and (counts or now >= self._from):
             self._in_time += 1
+            self._items_in_time += items
         self._has_outcome = True
         self._ended_one(now)
 
@@ -277,7 +285,9 @@ class ClosedLoop(Loop):
 class OpenLoop(Loop):
     """Sends calls by a timetable, so many a second, whatever becomes of those before.
 
-    One that is due when as many are on the way as may be waits for its turn, and its waiting is in the latency.
+    One that is due when as many are on the way as may be waits for its turn, and its waiting is in the latency.  Those
+    of the warm-up that still wait when it is over are dropped: or a server that is asked too much would be busy with
+    them for all the time in which calls are counted.
     """
 
     def __init__(self, reactor: IReactorTime, call: Callable[[], Deferred[Any]], plan: Plan) -> None:
@@ -300,6 +310,8 @@ class OpenLoop(Loop):
         return self._began + self._number / self._rate
 
     def _next(self, now: float) -> tuple[float, bool] | None:
+        if self._number < self._first and now >= self._from:
+            self._number = self._first
         number = self._number
         if number >= self._total:
             if self._plan.requests is not None:
