@@ -170,8 +170,8 @@ What protoframe does beside its peers. `make bench` measured it and wrote this p
 Numbers of one machine say little about another: read the ratios. Each server and each client is a process of its own,
 on the loopback interface; the clients take turns, round after round and another first in each, so that a machine whose
 speed drifts does so for all. A ratio is protoframe's figure divided by the other's in the same round; what is shown of
-all rounds that have one is the median, the least and the most. Two processes that share a few cores with whatever else runs there are no laboratory: where the
-spread is wide, believe the median little.
+all rounds that have one is the median, the least and the most. Two processes that share a few cores with whatever else
+runs there are no laboratory: where the spread is wide, believe the median little.
 """
 
 WORK = """\
