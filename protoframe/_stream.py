@@ -112,7 +112,12 @@ class StreamCarrier(TwistedProtocol):
             self.abort()
             return
         transport.registerProducer(self, True)
-        self.send([serialize_preface()])
+        if self._pauses_peer:
+            self.send([serialize_preface()])
+        else:
+            # In the reactor's next turn: what a server of another kind has said by then is read first.  If it has
+            # closed already, to send to it would make the kernel throw that away.
+            transport.write(serialize_preface())
         self.connection.start()
 
     def dataReceived(self, data: bytes) -> None:
