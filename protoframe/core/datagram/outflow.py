@@ -351,8 +351,8 @@ class Outflow:
             left -= len(frame)
             frames.append(frame)
         if not frames:
-            if small and len(small[0]) > room and not segments:
-                # It fitted a packet when it was lined up.
+            if small and not segments:
+                # It fitted a packet when it was lined up, and does not now, beside an ACK, say: parts of it do.
                 self._put_whole(small.popleft())
             return room
         octets = b"".join(frames) if len(frames) > 1 else frames[0]
@@ -371,7 +371,7 @@ class Outflow:
             left -= len(frame)
             frames.append(frame)
         if not frames:
-            if once and len(once[0]) > room and not segments:
+            if once and not segments:
                 self._put_whole(once.popleft())
             return room
         octets = b"".join(frames)

@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe.core.datagram.inflow import Full, Inflow
 from protoframe.core.datagram.outflow import Outflow
-from protoframe.core.datagram.packets import Once, Part, Run, parse_segments, serialize_once
+from protoframe.core.datagram.packets import RUN_OVERHEAD, Once, Part, Run, parse_segments, serialize_once
 from protoframe.core.frames import serialize_message
 from protoframe.errors import FrameTooLarge, RemoteProtocolError
 from tests.core.pairs import CANCEL, CHUNK, END, GOAWAY, HELLO, ITEM, ITEMS, MORE, ONEWAY, REQUEST, RESPONSE, cut, frame
@@ -146,6 +146,15 @@ class Outgoing(SynchronousTestCase):
             out.come(items)
         self.assertEqual(confirmed, [5000])
         self.assertFalse(out.lanes)
+
+    def test_a_frame_that_just_does_not_fit_beside_something_else_goes_in_parts(self):
+        # Were it left for the next packet, and that had something else too, it would never go.
+        for less in range(1, RUN_OVERHEAD + 2):
+            out = flow()
+            out.put([request(1, size=900)], ROOM)
+            frame_length = out.queued
+            segments, _ = filled(out, frame_length + RUN_OVERHEAD - less)
+            self.assertEqual([type(segment) for segment in segments], [Part], less)
 
     def test_a_call_that_is_answered_early_ends_its_channel(self):
         out = flow()
