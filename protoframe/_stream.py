@@ -113,7 +113,8 @@ class StreamCarrier(TwistedProtocol):
             return
         transport.registerProducer(self, True)
         if self._pauses_peer:
-            self.send([serialize_preface()])
+            # With the first frame, in one segment.
+            self.connection.outbox.frames.insert(0, serialize_preface())
         else:
             # In the reactor's next turn: what a server of another kind has said by then is read first.  If it has
             # closed already, to send to it would make the kernel throw that away.
