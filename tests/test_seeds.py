@@ -287,7 +287,7 @@ def over(kind: str, calls: int = 12, *, late: bool = False) -> Any:
     ids=str,
 )
 def test_every_call_has_one_outcome_and_runs_once_over_datagrams(conditions: dict[str, Any]) -> None:
-    run_seeds(over("udp"), 200, **conditions)
+    run_seeds(over("udp"), 150, **conditions)
 
 
 def test_half_of_all_packets_may_be_lost() -> None:
