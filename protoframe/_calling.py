@@ -480,9 +480,8 @@ class Caller(Interceptable):
                 result = decode(event.message)
             else:
                 result = method.decode_result(event.message, self._max_nesting)
-        except Error as error:
-            call.fail(error)
         except Exception:
+            # Whatever it is, an error of the caller's own types too: `decode_result` says it as it is to be said.
             self._unreadable(call, event.message)
         else:
             if type(call) is Answer and call.around is NOWHERE and not call.called:

@@ -603,8 +603,7 @@ class Connection:
             if traffic.is_closed:
                 self._close()
             else:
-                deadlines = traffic.deadlines
-                due = self._conversation.own_due if deadlines is None else deadlines.earliest()
+                due = self._conversation.next_timer()
                 if due < self.timer_due:
                     self.wake_at(due)
         finally:

@@ -58,6 +58,7 @@ class StreamCarrier(TwistedProtocol):
         "_pauses_peer",
         "_peer_is_paused",
         "_reader",
+        "_reads_more",
         "_socket",
         "connection",
         "factory",

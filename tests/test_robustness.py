@@ -49,6 +49,8 @@ class Odd(msgspec.Struct):
     def __post_init__(self) -> None:
         if self.name == "bad":
             raise KeyError(self.name)
+        if self.name == "refused":
+            raise NotFound(self.name)
 
 
 @dataclasses.dataclass
@@ -68,6 +70,10 @@ class Trouble(Protocol):
     @request
     async def odd(self, odd: Odd) -> str:
         return odd.name
+
+    @request
+    async def gives_refused(self) -> Odd:
+        return {"name": "refused"}  # type: ignore[return-value]
 
     @request
     async def gives_odd(self) -> Odd:
@@ -121,6 +127,9 @@ async def test_a_type_or_an_error_that_fails_in_a_way_of_its_own_fails_its_call_
             await trouble.odd({"name": "bad"})  # type: ignore[arg-type]
         with pytest.raises(InvalidResponse, match="KeyError"):
             await trouble.gives_odd()
+        # Nor is an error of this package's, raised by a type of the caller's own, an answer of the other end's.
+        with pytest.raises(InvalidResponse, match="NotFound"):
+            await trouble.gives_refused()
         with pytest.raises(Internal):
             await trouble.unhashable([[1, [2]]])  # type: ignore[arg-type]
         assert await trouble.odd(Odd("fine")) == "fine"
@@ -143,9 +152,9 @@ async def test_everything_that_is_served_can_be_described() -> None:
         assert await reflection.protocols() == ["More", "Shop", "Trouble"]
         trouble = await reflection.describe("Trouble")
         shop = await reflection.describe("Shop")
-        assert len({method.name for method in trouble.methods}) == len(trouble.methods) == 9
+        assert len({method.name for method in trouble.methods}) == len(trouble.methods) == 10
         names = [method.name for method in shop.methods]
-        assert len(names) == len(set(names)) == 10
+        assert len(names) == len(set(names)) == 11
         (same,) = [method for method in trouble.methods if method.name == "Same"]
         assert same.errors[0].schema["properties"] == {"here": {"type": "integer"}}
         (unset,) = [method for method in trouble.methods if method.name == "unset"]

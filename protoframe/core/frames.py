@@ -52,7 +52,6 @@ __all__ = [
     "serialize_credit",
     "serialize_frame",
     "serialize_key",
-    "serialize_message",
     "serialize_preface",
     "serialize_request",
     "split_key",
@@ -152,14 +151,6 @@ Frame = tuple[int, int, int, bytes]
 def serialize_frame(kind: int, flags: int, call_id: int, payload: bytes) -> bytes:
     """The octets of one frame; the payload is at most 65,524 octets."""
     return HEADER.pack(len(payload), kind, flags, call_id) + payload
-
-
-def serialize_message(kind: int, flags: int, call_id: int, message: bytes, max_frame: int) -> list[bytes]:
-    """The frames that a message takes, where none may be longer than ``max_frame`` octets."""
-    room = max_frame - HEADER.size
-    if len(message) <= room:
-        return [HEADER.pack(len(message), kind, flags, call_id) + message]
-    return list(cut_message(kind, flags, call_id, b"", message, max_frame))
 
 
 def cut_message(kind: int, flags: int, call_id: int, head: bytes, body: bytes, max_frame: int) -> Iterator[bytes]:

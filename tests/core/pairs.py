@@ -22,6 +22,7 @@ from protoframe.core.events import (
 )
 from protoframe.core.frames import serialize_preface
 from protoframe.core.limits import Limits
+from protoframe.core.messages import Outbox
 from protoframe.core.state import Role
 from protoframe.core.stream import FrameReader
 from protoframe.errors import ConnectionLost, RemoteProtocolError, VersionMismatch
@@ -45,6 +46,14 @@ STREAMING = b"\x87" + SETTINGS[1:] + b"\xadstream_credit\xcd\x10\x00\xb1connecti
 def frame(kind: int, flags: int = 0, call_id: int = 0, payload: bytes = b"") -> bytes:
     """A frame, laid out as the specification says and not as the code does."""
     return struct.pack("!HBBQ", len(payload), kind, flags, call_id) + payload
+
+
+def serialize_message(kind: int, flags: int, call_id: int, message: bytes, max_frame: int) -> list[bytes]:
+    """The frames that a message goes out in."""
+    outbox = Outbox(max_frame)
+    outbox.begin(max_frame, len(message))
+    outbox.put(kind, flags, call_id, message)
+    return outbox.poll(1 << 32)
 
 
 def request_message(method: bytes = b"P.m", arguments: bytes = b"\x80", milliseconds: int = 10_000) -> bytes:

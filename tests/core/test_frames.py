@@ -27,7 +27,6 @@ from protoframe.core.frames import (
     agree_on_version,
     parse_preface,
     serialize_frame,
-    serialize_message,
     serialize_preface,
     serialize_request,
 )
@@ -36,7 +35,20 @@ from protoframe.core.messages import Outbox
 from protoframe.core.state import Role, State
 from protoframe.core.stream import FrameReader
 from protoframe.errors import RemoteProtocolError, VersionMismatch
-from tests.core.pairs import CHUNK, ITEMS, MORE, ONEWAY, RESPONSE, STREAM, End, Pair, cut, frame, opened
+from tests.core.pairs import (
+    CHUNK,
+    ITEMS,
+    MORE,
+    ONEWAY,
+    RESPONSE,
+    STREAM,
+    End,
+    Pair,
+    cut,
+    frame,
+    opened,
+    serialize_message,
+)
 
 VECTORS = pathlib.Path(__file__).parent.parent / "vectors"
 

@@ -9,9 +9,23 @@ from twisted.trial.unittest import SynchronousTestCase
 from protoframe.core.datagram.inflow import Full, Inflow
 from protoframe.core.datagram.outflow import Outflow
 from protoframe.core.datagram.packets import RUN_OVERHEAD, Once, Part, Run, parse_segments, serialize_once
-from protoframe.core.frames import serialize_message
 from protoframe.errors import FrameTooLarge, RemoteProtocolError
-from tests.core.pairs import CANCEL, CHUNK, END, GOAWAY, HELLO, ITEM, ITEMS, MORE, ONEWAY, REQUEST, RESPONSE, cut, frame
+from tests.core.pairs import (
+    CANCEL,
+    CHUNK,
+    END,
+    GOAWAY,
+    HELLO,
+    ITEM,
+    ITEMS,
+    MORE,
+    ONEWAY,
+    REQUEST,
+    RESPONSE,
+    cut,
+    frame,
+    serialize_message,
+)
 
 ROOM = 1179
 GREETING = frame(HELLO, payload=b"hello")
