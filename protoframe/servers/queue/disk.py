@@ -230,6 +230,7 @@ class DiskStore(RuledStore):
         self._failure = StoreFailed(text)
         self._stop()
         waiting, self._calls = self._calls, []
+        self.pending_bytes = 0
         for call in [*calls, *waiting]:
             if not call.deferred.called:
                 call.deferred.errback(Failure(StoreFailed(text)))
