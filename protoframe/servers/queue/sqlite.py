@@ -16,12 +16,12 @@ import msgspec
 from protoframe.queue import Settings
 from protoframe.servers.queue.rows import LEASED, READY, GroupRecord, QueueRecord, Row, Waits
 
-__all__ = ["CHECKPOINT_PAGES", "SQLiteRows"]
+__all__ = ["CHECKPOINT_PAGES", "PAGE", "SQLiteRows"]
 
 #: "pfq1": what `file` and others tell the database by.
 APPLICATION_ID = 0x70667131
-#: Pages of 4 KiB in the write-ahead log from which on they are copied into the database.
-CHECKPOINT_PAGES = 8192
+#: Octets of a page, and pages in the write-ahead log from which on they are copied into the database.
+PAGE, CHECKPOINT_PAGES = 4096, 8192
 #: KiB of pages that are kept in memory.
 _CACHE = 32 * 1024
 #: Rows that one statement deals with, the most first.
@@ -91,11 +91,15 @@ class SQLiteRows:
 
     :param path: where it is; it is made where there is none.
     :param check: whether it is looked through for damage: ``none``, ``quick`` or ``full``.
+    :param log_pages: pages in the log from which on they are copied into the database.
     :param vfs: the name of the SQLite VFS that it is opened with; the default one where empty.
     :raises ValueError: it cannot be used; the text says why, on one line.
+    :raises sqlite3.Error: the disk is full.
     """
 
-    def __init__(self, path: str, *, check: str = "quick", vfs: str = "") -> None:
+    def __init__(
+        self, path: str, *, check: str = "quick", log_pages: int = CHECKPOINT_PAGES, vfs: str = ""
+    ) -> None:
         where = f"file:{_quoted(path)}" + (f"?vfs={vfs}" if vfs else "")
         try:
             self._database = sqlite3.connect(
@@ -105,24 +109,27 @@ class SQLiteRows:
             raise ValueError(f"{path}: {error}") from None
         self._execute: Callable[..., sqlite3.Cursor] = self._database.execute
         try:
-            self._open(path, check)
+            self._open(path, check, log_pages)
         except sqlite3.Error as error:
             self._database.close()
-            if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            code = getattr(error, "sqlite_errorcode", None)
+            if code == sqlite3.SQLITE_FULL:
+                raise
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise ValueError(f"{path}: another process uses it") from None
             raise ValueError(f"{path}: {error}") from None
         except ValueError:
             self._database.close()
             raise
 
-    def _open(self, path: str, check: str) -> None:
+    def _open(self, path: str, check: str, log_pages: int) -> None:
         # Exclusive: the log's index is in this process's memory, and there is no other that could do a checkpoint.
-        for pragma in ("locking_mode = EXCLUSIVE", "auto_vacuum = INCREMENTAL", "journal_mode = WAL"):
+        for pragma in (f"page_size = {PAGE}", "locking_mode = EXCLUSIVE", "auto_vacuum = INCREMENTAL", "journal_mode = WAL"):
             self._execute(f"PRAGMA {pragma}")
         for pragma in (
             # The log is synced at each commit, so that what is committed outlives a loss of power.
             "synchronous = FULL",
-            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+            f"wal_autocheckpoint = {log_pages}",
             f"cache_size = -{_CACHE}",
             "temp_store = MEMORY",
             "trusted_schema = OFF",
@@ -139,7 +146,9 @@ class SQLiteRows:
             for statement in filter(str.strip, script.split(";")):
                 self._execute(statement)
             self._execute(f"PRAGMA user_version = {number}")
-        self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        if application != APPLICATION_ID:
+            # It is written even if it is the same, for which a full disk has no room.
+            self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self._execute("COMMIT")
         # What was read back may have been written by a process whose sync failed: it is synced before it counts.
         self.checkpoint()
