@@ -176,8 +176,9 @@ class SQLiteRows:
         return self._number("freelist_count") * self._number("page_size")
 
     def shrink(self, pages: int) -> None:
-        """Gives pages without content back to the file system.  In a transaction or not."""
-        self._execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+        """Gives pages without content back to the file system.  Not in a transaction."""
+        # Not `execute`: that ends at the first page, for the statement has rows, but no columns.
+        self._database.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     # Transactions.
 
