@@ -1,6 +1,6 @@
-"""Publishers and consumers of a queue server, and a ledger of what each of them saw, to be compared in the end.
+"""Queue servers, publishers and consumers, and a ledger of what each of these saw, to be compared in the end.
 
-Knows `Client` and `Queue`; not who serves them, nor when that is killed.
+Knows how a server is started; not when it is killed, nor what its disk is.
 """
 
 from __future__ import annotations
@@ -8,16 +8,20 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 
-from protoframe import Backoff, Client, Error, timeout
+from protoframe import Backoff, Client, Error, connect, timeout
 from protoframe.queue import Delivery, Message, Queue, Receipt, Tag
+from tests.processes import Server, free_port, server
 
-__all__ = ["Ledger", "Load", "client", "pause"]
+__all__ = ["Ledger", "Load", "client", "pause", "queue_server"]
 
 #: Seconds after which a call counts as lost.
 _PATIENCE = 8.0
@@ -30,6 +34,20 @@ def client(where: str) -> Client[Queue]:
 
 async def pause(seconds: float) -> None:
     await deferLater(reactor, seconds)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def queue_server(directory: Path, data: Path, *more: str, **variables: str) -> AsyncIterator[tuple[Server, Any]]:
+    """A server, and a conversation with it."""
+    port = free_port()
+    words = ("pf-queue", "--data", str(data), "--listen", f"tcp:{port}:interface=127.0.0.1", *more)
+    running = server(directory, *words, variables=variables)
+    started = await deferToThread(running.__enter__)
+    try:
+        async with connect(reactor, f"tcp:127.0.0.1:{port}", Queue) as queue:
+            yield started, queue
+    finally:
+        await deferToThread(running.__exit__, None, None, None)
 
 
 class Ledger:

@@ -6,21 +6,19 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
-from protoframe import ConnectionLost, Error, connect, timeout
-from protoframe.queue import Delivery, Message, Queue, Settings, StoreFailed, StoreFull
-from tests.processes import PATIENCE, Server, free_port, server
-from tests.queue_load import pause
+from protoframe import ConnectionLost, Error, timeout
+from protoframe.queue import Delivery, Message, Settings, StoreFailed, StoreFull
+from tests.processes import PATIENCE
+from tests.queue_load import pause, queue_server
 
 #: Octets of the disk that gets full, and of each body.
 DISK, BODY = 16 * 2**20, 2**16
@@ -42,20 +40,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield where
     finally:
         subprocess.run(["umount", "--lazy", str(where)], check=True)
-
-
-@asynccontextmanager
-async def queue_server(directory: Path, data: Path, *more: str, **variables: str) -> AsyncIterator[tuple[Server, Any]]:
-    """A server, and a conversation with it."""
-    port = free_port()
-    words = ("pf-queue", "--data", str(data), "--listen", f"tcp:{port}:interface=127.0.0.1", *more)
-    running = server(directory, *words, variables=variables)
-    started = await deferToThread(running.__enter__)
-    try:
-        async with connect(reactor, f"tcp:127.0.0.1:{port}", Queue) as queue:
-            yield started, queue
-    finally:
-        await deferToThread(running.__exit__, None, None, None)
 
 
 def body(number: int, size: int = BODY) -> bytes:
