@@ -37,6 +37,8 @@ _log = Logger(namespace="protoframe.service")
 _TOKENS = "PROTOFRAME_TOKENS"
 #: Seconds; what `select` and its kin take ends at some 24 days.
 _LONGEST = 1_000_000
+#: Octets of a text that twistd reads from a daemon that cannot start.
+_PIPED = 98
 
 
 class ServerOptions(usage.Options):
@@ -236,8 +238,10 @@ class ServerService(Service):
             os.unlink(pidfile)
         pipe = parent.get("statusPipe")
         if pipe is not None and self._starting:
-            # A daemon has no standard error any more: the process that started it reads this, and says it there.
-            os.write(pipe, b"1 " + text.encode("ascii", "replace")[:98])
+            # A daemon has no standard error any more: the process that started it reads this, and says it there; 100
+            # octets of it, and what went wrong comes last.
+            octets = text.encode("ascii", "replace")
+            os.write(pipe, b"1 " + (octets if len(octets) <= _PIPED else b"..." + octets[3 - _PIPED :]))
             os.close(pipe)
         else:
             _complain(text)

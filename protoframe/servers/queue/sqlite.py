@@ -124,9 +124,20 @@ class SQLiteRows:
 
     def _open(self, path: str, check: str, log_pages: int) -> None:
         # Exclusive: the log's index is in this process's memory, and there is no other that could do a checkpoint.
-        for pragma in (f"page_size = {PAGE}", "locking_mode = EXCLUSIVE", "auto_vacuum = INCREMENTAL", "journal_mode = WAL"):
-            self._execute(f"PRAGMA {pragma}")
+        self._execute("PRAGMA locking_mode = EXCLUSIVE")
+        version, application = self._number("user_version"), self._number("application_id")
+        tables = self._execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        # Before anything is written to what may be somebody else's.
+        if tables and application != APPLICATION_ID:
+            raise ValueError(f"{path}: this is another program's database")
+        if version > len(_MIGRATIONS):
+            raise ValueError(f"{path}: it was written by a later version of protoframe, with schema {version}")
+        if not tables:
+            self._execute(f"PRAGMA page_size = {PAGE}")
+            # It is written even if it is the same.
+            self._execute("PRAGMA auto_vacuum = INCREMENTAL")
         for pragma in (
+            "journal_mode = WAL",
             # The log is synced at each commit, so that what is committed outlives a loss of power.
             "synchronous = FULL",
             f"wal_autocheckpoint = {log_pages}",
@@ -136,18 +147,12 @@ class SQLiteRows:
         ):
             self._execute(f"PRAGMA {pragma}")
         self._execute("BEGIN IMMEDIATE")
-        version, application = self._number("user_version"), self._number("application_id")
-        tables = self._execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if tables and application != APPLICATION_ID:
-            raise ValueError(f"{path}: this is another program's database")
-        if version > len(_MIGRATIONS):
-            raise ValueError(f"{path}: it was written by a later version of protoframe, with schema {version}")
         for number, script in enumerate(_MIGRATIONS[version:], version + 1):
             for statement in filter(str.strip, script.split(";")):
                 self._execute(statement)
             self._execute(f"PRAGMA user_version = {number}")
         if application != APPLICATION_ID:
-            # It is written even if it is the same, for which a full disk has no room.
+            # As above; a disk that is full has no room for it.
             self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self._execute("COMMIT")
         # What was read back may have been written by a process whose sync failed: it is synced before it counts.
