@@ -97,9 +97,7 @@ class SQLiteRows:
     :raises sqlite3.Error: the disk is full.
     """
 
-    def __init__(
-        self, path: str, *, check: str = "quick", log_pages: int = CHECKPOINT_PAGES, vfs: str = ""
-    ) -> None:
+    def __init__(self, path: str, *, check: str = "quick", log_pages: int = CHECKPOINT_PAGES, vfs: str = "") -> None:
         where = f"file:{_quoted(path)}" + (f"?vfs={vfs}" if vfs else "")
         try:
             self._database = sqlite3.connect(
