@@ -23,7 +23,20 @@ from benchmarks.peers import PEERS, Peer
 from benchmarks.progress import Progress
 from benchmarks.workloads import Kind, Workload
 
-__all__ = ["ROOT", "SIGNALS", "Failed", "Job", "Runner", "Server", "end", "in_turn", "is_chosen", "jobs_of", "said_in", "start"]
+__all__ = [
+    "ROOT",
+    "SIGNALS",
+    "Failed",
+    "Job",
+    "Runner",
+    "Server",
+    "end",
+    "in_turn",
+    "is_chosen",
+    "jobs_of",
+    "said_in",
+    "start",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 

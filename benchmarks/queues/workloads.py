@@ -33,6 +33,4 @@ WORKLOADS = [
 
 #: The best of the others, in each round, of those that are durable.
 BEST = "the best durable one"
-ASKED = [
-    Asked(name, "protoframe", BEST, least=1.0) for name in ("publish, 64 in flight", "publish, batches of 100")
-]
+ASKED = [Asked(name, "protoframe", BEST, least=1.0) for name in ("publish, 64 in flight", "publish, batches of 100")]
