@@ -115,9 +115,8 @@ async def twisted_calls(calls: Sequence[Call], task: Task) -> float:
         if task.at_once == 1:
             await one_at_a_time(calls[0], count // task.workload.batch)
         else:
-            await gatherResults(
-                [Deferred.fromCoroutine(chain) for chain in chains(calls, count // task.workload.batch, task.at_once)]
-            )
+            each = chains(calls, count // task.workload.batch, task.at_once)
+            await gatherResults([Deferred.fromCoroutine(chain) for chain in each])
 
     return await rate(run, task)
 

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +30,6 @@ __all__ = [
     "Failed",
     "Job",
     "Runner",
-    "Server",
     "end",
     "in_turn",
     "is_chosen",
@@ -126,6 +126,23 @@ def said_in(errors: IO[bytes]) -> str:
     return next((line.strip() for line in reversed(lines) if re.search(r"\w", line)), "")
 
 
+class Running(typing.Protocol):
+    """A server that was started."""
+
+    port: int
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        """What serves."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process has not ended."""
+
+    def end(self) -> None:
+        """Ends it."""
+
+
 class Server:
     """A peer's server.
 
@@ -134,7 +151,7 @@ class Server:
 
     def __init__(self, peer: str) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
-        self.process = _start("serve", peer, errors=self._errors)
+        self.process: subprocess.Popen[str] = _start("serve", peer, errors=self._errors)
         try:
             ready, _, _ = select.select([self.process.stdout], [], [], LISTENING)
             line = self.process.stdout.readline().strip() if ready and self.process.stdout else ""
@@ -173,7 +190,7 @@ class Runner:
         self._jobs = list(jobs)
         self._rounds = rounds
         self._progress = progress
-        self._servers: dict[str, Server] = {}
+        self._servers: dict[str, Running] = {}
         self._found: dict[Job, list[float | None]] = {job: [None] * rounds for job in jobs}
         self._failures: dict[Job, dict[int, str]] = {job: {} for job in jobs}
         self.notes: list[str] = []
@@ -260,10 +277,10 @@ class Runner:
             self._end_server(job.peer)
         if job.peer not in self._servers:
             self._servers[job.peer] = self._server(job.peer)
-        server = self._servers[job.peer]
-        return self._take(job, server.port, server.process.pid)
+        running = self._servers[job.peer]
+        return self._take(job, running.port, running.process.pid)
 
-    def _server(self, peer: str) -> Server:
+    def _server(self, peer: str) -> Running:
         return Server(peer)
 
     def _take(self, job: Job, port: int, server: int) -> float:

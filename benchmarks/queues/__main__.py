@@ -69,9 +69,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
             parser.error(f"no workload has {text!r} in its name; see --list")
     if any(depth < 1 for depth in options.depth or ()):
         parser.error("--depth: expected a number above 0")
-    for path in (options.dir,):
-        if not path.is_dir():
-            parser.error(f"--dir: {path} is no directory")
+    if not options.dir.is_dir():
+        parser.error(f"--dir: {options.dir} is no directory")
     why = None if options.list else unwritable(options.json)
     if why:
         parser.error(f"{options.json} cannot be written: {why}")
@@ -149,9 +148,7 @@ def _measured(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         "workloads": [
             results.summary(workload, figures[workload.name]) for workload in WORKLOADS if workload.name in figures
         ],
-        "asked": asked_of(
-            figures, not_durable, [each.name for each in WORKLOADS if is_chosen(each.name, options.only)]
-        ),
+        "asked": asked_of(figures, not_durable, [job.workload.name for job in jobs]),
         "depths": deep,
         "c_client": c_client,
     }

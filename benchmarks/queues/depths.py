@@ -36,12 +36,12 @@ def take(depth: int, measured: int, port: int, server: int, directory: str) -> d
     def look() -> dict[str, float]:
         return {"memory": resident(server), "disk": disk.size(Path(directory))}
 
-    empty = resident(server)
+    empty = {"empty": resident(server), "disk_empty": disk.size(Path(directory))}
     workload = WORKLOADS[0]
     measured = max(1, measured // workload.at_once) * workload.at_once
     found = protoframe_.depth(depth, Task(workload, measured, server), min(measured, depth), port, look)
     # Consuming may read what waits into memory: that counts too.
-    return found | {"empty": empty, "memory_after": resident(server)}
+    return found | empty | {"memory_after": resident(server)}
 
 
 def measure(

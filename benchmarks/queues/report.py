@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.queues.peers import QUEUES
 from benchmarks.report import Found, Row, from_to, in_columns, machine_of, markdown, number, rows_of, versions_of
@@ -31,22 +30,20 @@ def _asked_rows(found: Found) -> Iterable[Row]:
 
 
 def _depth_rows(found: Found) -> Iterable[Row]:
-    yield (
-        "waiting",
-        "filled, messages/s",
-        "published, messages/s",
-        "consumed, messages/s",
-        "MiB of memory",
-        "MiB on disk",
-    )
+    yield "waiting", "filled/s", "published/s", "consumed/s", "MiB of memory", "MiB on disk"
     for each in found["depths"]:
 
-        def median(name: str, figures: list[dict[str, Any]] = each["figures"]) -> float:
+        def median(name: str, figures: list[dict[str, float]] = each["figures"]) -> float:
             return statistics.median(figure[name] for figure in figures)
 
         speeds = (number(median(name)) for name in ("filled", "published", "consumed"))
         memory = max(median("memory"), median("memory_after"))
-        yield f"{each['depth']:,}", *speeds, number(memory / 2**20), number(median("disk") / 2**20)
+        yield (
+            f"{each['depth']:,}",
+            *speeds,
+            number(memory / 2**20),
+            number((median("disk") - median("disk_empty")) / 2**20),
+        )
 
 
 def _disk(found: Found) -> str:
@@ -157,8 +154,9 @@ NATS answer none, so that theirs are on their way to the disk when the time ends
 
 DEPTH = """\
 protoframe alone, with a server of its own for each depth. So many messages are published in batches of 1,000
-(*filled*); then messages are published, 64 in flight, and consumed, while the others wait. Memory is what is resident of
-the server's, when they wait or after it, whichever is more; on disk is what its directory takes when they wait.
+(*filled*); then messages are published, 64 in flight, and consumed, while the others wait. Memory is what is resident
+of the server's, when they wait or after it, whichever is more; on disk is what its directory takes more than before
+they came.
 """
 
 REPEAT = """\

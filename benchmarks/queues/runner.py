@@ -14,7 +14,7 @@ from benchmarks.progress import Progress
 from benchmarks.queues.peers import QUEUES
 from benchmarks.queues.servers import QueueServer
 from benchmarks.queues.workloads import ASKED, BEST
-from benchmarks.runner import Job, Runner, Server
+from benchmarks.runner import Job, Runner
 
 __all__ = ["QueueRunner", "asked_of", "best_of"]
 
@@ -32,7 +32,7 @@ class QueueRunner(Runner):
         self._directory = directory
         self._shared: dict[str, QueueServer] = {}
 
-    def _server(self, peer: str) -> Server | QueueServer:
+    def _server(self, peer: str) -> QueueServer:
         """The peer's, which others may use as well."""
         name = QUEUES[peer].server
         if name not in self._shared or not self._shared[name].is_running:

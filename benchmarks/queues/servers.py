@@ -6,6 +6,7 @@ Knows their command lines and settings.  It must not know what clients do, nor w
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -50,19 +51,13 @@ def version(server: str) -> str | None:
     program = _program(PROGRAMS[server])
     if not program:
         return None
-    # `rabbitmq-server --version` would start one.
-    command = ["rabbitmqctl", "version"] if server == "RabbitMQ" else [program, "--version"]
     if server == "RabbitMQ":
-        found = re.search(r"rabbitmq_server-([\d.]+)", " ".join(str(each) for each in _rabbitmq_homes()))
-        if found:
-            return found[1]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    found = re.search(r"\d+\.\d+\.\d+", done.stdout)
+        # `rabbitmq-server --version` would start one, and `rabbitmqctl version` leaves a name server behind.
+        said = " ".join(each.name for each in Path(RABBITMQ_PLACES).parent.glob("lib/rabbitmq_server-*"))
+    else:
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+    found = re.search(r"\d+\.\d+\.\d+", said)
     return found[0] if found else "of an unknown version"
-
-
-def _rabbitmq_homes() -> list[Path]:
-    return sorted(Path(RABBITMQ_PLACES).parent.glob("lib/rabbitmq_server-*"))
 
 
 def nats_can_sync() -> bool:
@@ -185,27 +180,37 @@ class QueueServer:
         """Ends it, and removes what it has stored."""
         if self._started is not None:
             if self._is_erlang:
-                self._end_node()
+                # A shell script has started the node, and ends with it.
+                self._end_node(self._started)
             end(self._started)
         if self._names is not None:
             end(self._names)
         self._errors.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _end_node(self) -> None:
-        """Ends the node itself, which a shell script has started; that one ends with it."""
-        with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
-            node = int((self.directory / "pid").read_text())
-            if self._is_ours(node):
-                import os
+    def _end_node(self, script: subprocess.Popen[str]) -> None:
+        """Ends what is in the session that was begun for the server, however far it has come."""
+        for number, patience in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
+            for process in _of_session(script.pid):
+                if number == signal.SIGKILL or process != script.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                script.wait(patience)
+                if not _of_session(script.pid):
+                    return
 
-                os.kill(node, signal.SIGTERM)
-                self.process.wait(20)
 
-    def _is_ours(self, process: int) -> bool:
-        """Whether a process is in the session that was begun for the server."""
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[3]) == self.process.pid
+def _of_session(leader: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # After the name, which may have blanks in it: the state, the parent, the group and the session.
+            state, _, _, session, *_ = status.read_text().rpartition(")")[2].split()
+            if int(session) == leader and state != "Z":
+                found.append(int(status.parent.name))
+    return found
 
 
 def _connect_until(port: int, process: subprocess.Popen[str], until: float) -> bool:

@@ -81,8 +81,9 @@ def depth(waiting: int, publishing: Task, consumed: int, port: int, look: Any) -
 
     ``look`` is called when so many messages wait, before they are consumed.
     """
+    found: dict[str, float] = {}
 
-    async def main(reactor: Any) -> dict[str, float]:
+    async def main(reactor: Any) -> float:
         name = "deep"
         async with connect(reactor, f"tcp:127.0.0.1:{port}", Queue) as queue:
             await queue.declare(name)
@@ -90,9 +91,10 @@ def depth(waiting: int, publishing: Task, consumed: int, port: int, look: Any) -
             await fill(queue, name, waiting)
             filled = waiting / (time.perf_counter() - began)
             check((await queue.statistics(name)).depth, waiting)
-            found: dict[str, float] = {"filled": filled, **look()}
+            found.update(filled=filled, **look())
             found["published"] = await publish(queue, name, publishing)
             found["consumed"] = consumed / await consume(queue, name, consumed)
-        return found
+        return filled
 
-    return in_reactor(main)
+    in_reactor(main)
+    return found
