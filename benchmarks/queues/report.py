@@ -56,9 +56,8 @@ def _disk(found: Found) -> str:
 
 def _warnings(found: Found) -> list[str]:
     return [
-        f"{name} answers before a message is durable: this version does not know `sync_interval: always`, and has what"
-        " was written in the last two minutes go with a loss of power. It is shown, and is not among those that are"
-        " compared with."
+        f"{name} answers before a message is durable: this version does not know `sync_interval`, and makes what it"
+        " has written durable by a timer of its own. It is shown, and is not what the best is taken of."
         for name in found["not_durable"]
     ]
 

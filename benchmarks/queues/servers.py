@@ -61,7 +61,7 @@ def version(server: str) -> str | None:
 
 
 def nats_can_sync() -> bool:
-    """Whether this NATS knows ``sync_interval: always``, which came with 2.10: others are durable every two minutes."""
+    """Whether this NATS knows ``sync_interval: always``, without which it answers before a message is durable."""
     program = _program(PROGRAMS["NATS"])
     if not program:
         return False
