@@ -6,11 +6,11 @@ which the disk can be had as any moment's cut may have left it. It does not know
 The model, each point the harsher of what real ones do:
 
 - A write is durable after a sync of its file. Until then each of its sectors of 512 octets is or is not on the disk,
-  whatever became of earlier and later ones. No octet outside the write's range is harmed (SQLite's "powersafe overwrite").
+  whatever became of earlier and later ones. No octet outside the write's range is harmed ("powersafe overwrite").
 - A file may be longer for a write that was lost; what is there then is zeros or garbage.
 - A name that was made or removed is durable after a sync of the directory: at the first sync of a journal or a WAL, as
-  SQLite's own layer for Unix does it, or a deletion that asks for it. Until then each name is as after any of its changes,
-  independently of the others and of what was written. There is one directory.
+  SQLite's own layer for Unix does it, or a deletion that asks for it. Until then each name is as after any of its
+  changes, independently of the others and of what was written. There is one directory.
 - A sync that fails has lost the file's writes for good, and the cache does not know: reads still see them, and later
   syncs succeed without them (Linux). Only what is written anew afterwards can become durable.
 - A disk without room takes the part of a write that fits.
@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 from random import Random
 from types import TracebackType
@@ -150,8 +151,9 @@ class Replay:
                 self._rename(names, path, kept[-1])
         contents = {}
         for path, number in names.items():
-            contents[path] = self._durable.get(number, bytearray()).copy()
-            _settle(contents[path], self._pending.get(number, ()), survivors)
+            content = self._durable.get(number, bytearray()).copy()
+            _settle(content, self._pending.get(number, ()), survivors)
+            contents[path] = bytes(content)
         return Disk(contents)
 
     def _moments(self) -> list[int]:
@@ -201,9 +203,7 @@ class _Survivors:
         return self.random.randbytes(size) if self._garbage else bytes(size)
 
 
-def _settle(
-    content: bytearray, pending: list[tuple[int, Write | Truncate]] | tuple[()], survivors: _Survivors
-) -> None:
+def _settle(content: bytearray, pending: list[tuple[int, Write | Truncate]] | tuple[()], survivors: _Survivors) -> None:
     """Does to a file's durable content what survives of the operations.
 
     They keep their order, which loses no case: where a later one is lost, the earlier one shows.
@@ -329,10 +329,8 @@ class Disk:
         pages = {id(pages): pages for pages in (*self._pages.values(), *self._opened)}
         taken = self.reserved + sum(len(one.content) for one in pages.values())
         if self.ballast is not None:
-            try:
+            with suppress(FileNotFoundError):
                 taken += os.stat(self.ballast).st_size
-            except FileNotFoundError:
-                pass
         return taken
 
     def fail_sync(self, after: int = 0, times: float = float("inf"), random: Random | None = None) -> None:

@@ -2,8 +2,8 @@
 
 It knows SQLite's C structures and result codes, and hands each call to a `Storage`, which speaks of files and raises
 `OSError`. It does not know where those files are, nor what becomes of them. There is no shared memory, so WAL wants
-``PRAGMA locking_mode=EXCLUSIVE`` before anything else; and locks are granted to all who ask, so one connection at a time
-has a database open.
+``PRAGMA locking_mode=EXCLUSIVE`` before anything else; and locks are granted to all who ask, so one connection at a
+time has a database open.
 """
 
 from __future__ import annotations
