@@ -273,7 +273,7 @@ class Disk:
         self._pages = {path: _Pages(number, bytearray(data)) for number, (path, data) in enumerate(contents.items())}
         self._opened: list[_Pages] = []
         self._numbers = len(contents)
-        self._replay = Replay(contents)
+        self._replay: Replay | None = None
         self._vfs: str | None = None
         self._failing: tuple[int, float, Random | None] | None = None
         self.log: list[Operation] = []
@@ -352,11 +352,12 @@ class Disk:
         Going forward costs what lies between. The `Replay` is the disk's own, and the next call moves it.
         """
         upto = len(self.log) if upto is None else upto
-        if upto < self._replay.position:
-            self._replay = Replay(self._contents)
-        for operation in self.log[self._replay.position : upto]:
-            self._replay.carry_out(operation)
-        return self._replay
+        replay = self._replay
+        if replay is None or upto < replay.position:
+            replay = self._replay = Replay(self._contents)
+        for operation in self.log[replay.position : upto]:
+            replay.carry_out(operation)
+        return replay
 
     def cut(self, random: Random, how: Cut | None = None) -> Disk:
         """The disk as it may be found if power is cut now."""
