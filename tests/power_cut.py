@@ -346,6 +346,19 @@ class Disk:
         """Lets syncs succeed again."""
         self._failing = None
 
+    def write_anew(self, path: str) -> None:
+        """Writes what is read of a file to it once more and syncs it, if it is there: so what a sync lost is durable.
+
+        :raises OSError: this sync failed.
+        """
+        if path in self._pages:
+            handle = self.open(path, create=False, journal=False)
+            try:
+                handle.write(handle.read(handle.size(), 0), 0)
+                handle.sync()
+            finally:
+                handle.close()
+
     def replay(self, upto: int | None = None) -> Replay:
         """The log, carried out up to a position; by default, to its end.
 

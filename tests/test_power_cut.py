@@ -206,26 +206,55 @@ class SyncFailureTests(WithVfs):
                 found = verdicts(disk, states, random, 30)
                 self.assertEqual(found, {"kept": 30}, seed)
 
-    def killed_after_a_failure_and_started_again(self, checkpoint: bool) -> bool:
-        """Whether what is acknowledged after such a start outlives a cut."""
+    def after_a_failure(self, *, anew: bool, checkpoint: bool) -> tuple[Counter[str], str]:
+        """A program whose sync failed is killed and started again, and the machine goes on.
+
+        The system's cache shows it a log that is whole; on the disk it is not.
+
+        :return: what cuts find until something is acknowledged, and then.
+        """
+        random = Random(7)
         with Disk() as disk, closing(connect(disk)) as killed:
-            states = work(disk, killed, Random(3), 20)
+            # Of what the database has got some is again in the log, more than once.
+            states = work(disk, killed, random, 20)
+            killed.execute("PRAGMA wal_autocheckpoint=0")
+            for _ in range(10):
+                killed.execute("UPDATE messages SET payload = zeroblob(length(payload) + 500)")
+                states.append(rows(killed))
+                disk.mark(len(states) - 1)
             disk.fail_sync(times=1)
-            self.assertEqual(publish_until_error(disk, killed, states), "disk I/O error")
-            # The cache of the system outlives the program, and shows it a log that is whole.
+            with self.assertRaises(sqlite3.OperationalError):
+                killed.execute("DELETE FROM messages WHERE key % 2")
+            failed = len(disk.log)
+            if anew:
+                disk.write_anew(PATH + "-wal")
             with closing(connect(disk)) as database:
+                states.append(rows(database))
                 if checkpoint:
                     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                states.append(rows(database))
+                found: Counter[str] = Counter()
+                for position in range(failed, len(disk.log) + 1):
+                    for _ in range(5):
+                        with disk.replay(position).cut(random) as after:
+                            found[verdict(recovered(after), states, len(states) - 2)] += 1
                 self.assertEqual(publish(disk, database, states), "")
-                with disk.cut(Random(), Cut.NOTHING) as after:
-                    return recovered(after) == states[-1]
+                with disk.cut(random, Cut.NOTHING) as after:
+                    return found, verdict(recovered(after), states, len(states) - 1)
 
     def test_a_log_that_was_lost_before_a_start_takes_with_it_what_follows(self):
-        self.assertFalse(self.killed_after_a_failure_and_started_again(checkpoint=False))
+        _, then = self.after_a_failure(anew=False, checkpoint=False)
+        self.assertEqual(then, "lost")
 
-    def test_a_checkpoint_at_the_start_writes_what_was_lost_anew(self):
-        self.assertTrue(self.killed_after_a_failure_and_started_again(checkpoint=True))
+    def test_a_checkpoint_at_the_start_saves_what_follows_but_a_cut_meanwhile_breaks_the_database(self):
+        # It writes to the database what is in the log as it is read, and a cut leaves the log as it is on the disk.
+        found, then = self.after_a_failure(anew=False, checkpoint=True)
+        self.assertEqual(then, "kept")
+        self.assertGreater(found["broken"] + found["lost"], 0)
+
+    def test_a_log_that_is_written_anew_before_a_start_is_safe_at_every_moment(self):
+        for checkpoint in False, True:
+            found, then = self.after_a_failure(anew=True, checkpoint=checkpoint)
+            self.assertEqual((set(found), then), ({"kept"}, "kept"))
 
 
 class CapacityTests(WithVfs):
