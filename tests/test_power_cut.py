@@ -215,13 +215,10 @@ class SyncFailureTests(WithVfs):
         """
         random = Random(7)
         with Disk() as disk, closing(connect(disk)) as killed:
-            # Of what the database has got some is again in the log, more than once.
-            states = work(disk, killed, random, 20)
-            killed.execute("PRAGMA wal_autocheckpoint=0")
-            for _ in range(10):
-                killed.execute("UPDATE messages SET payload = zeroblob(length(payload) + 500)")
-                states.append(rows(killed))
-                disk.mark(len(states) - 1)
+            states = work(disk, killed, random, 60)
+            killed.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            # The log has few pages that are synced, and after them many that are not.
+            self.assertEqual(publish(disk, killed, states), "")
             disk.fail_sync(times=1)
             with self.assertRaises(sqlite3.OperationalError):
                 killed.execute("DELETE FROM messages WHERE key % 2")
@@ -229,6 +226,7 @@ class SyncFailureTests(WithVfs):
             if anew:
                 disk.write_anew(PATH + "-wal")
             with closing(connect(disk)) as database:
+                database.execute("PRAGMA wal_autocheckpoint=0")
                 states.append(rows(database))
                 if checkpoint:
                     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -249,7 +247,7 @@ class SyncFailureTests(WithVfs):
         # It writes to the database what is in the log as it is read, and a cut leaves the log as it is on the disk.
         found, then = self.after_a_failure(anew=False, checkpoint=True)
         self.assertEqual(then, "kept")
-        self.assertGreater(found["broken"] + found["lost"], 0)
+        self.assertGreater(found["broken"], 0)
 
     def test_a_log_that_is_written_anew_before_a_start_is_safe_at_every_moment(self):
         for checkpoint in False, True:
