@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import tempfile
 import threading
 from collections import Counter
 from contextlib import closing
@@ -278,7 +279,9 @@ class CapacityTests(WithVfs):
             self.assertEqual(verdicts(disk, states, random, 300), {"kept": 300})
 
     def test_a_real_file_takes_room_as_long_as_it_is_there(self):
-        path = self.mktemp()
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        path = os.path.join(directory.name, "ballast")
         with Disk() as disk, closing(connect(disk)) as database:
             states = work(disk, database, Random(), 5)
             with open(path, "wb") as ballast:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from queue import SimpleQueue
 from random import Random
@@ -110,11 +111,17 @@ def files_of(disk: Disk) -> Iterator[None]:
         sqlite_module.write_anew = before
 
 
+def directory_for(test: SynchronousTestCase) -> str:
+    directory = tempfile.TemporaryDirectory()
+    test.addCleanup(directory.cleanup)
+    return directory.name
+
+
 class Run:
     """A store on a simulated disk, and who uses it."""
 
     def __init__(self, test: SynchronousTestCase, disk: Disk, random: Random) -> None:
-        self.directory = test.mktemp()
+        self.directory = directory_for(test)
         self.disk = disk
         self.random = random
         # A store that failed is left as it is: a connection that is let go of closes, and writes.
@@ -227,6 +234,19 @@ def wrong(there: list[tuple[int, bytes]], following: int, marks: list[Any]) -> s
     return ""
 
 
+class WriteAnewTests(SynchronousTestCase):
+    def test_a_file_that_is_written_anew_is_as_it_was_and_one_that_is_not_there_is_not_made(self):
+        path = os.path.join(directory_for(self), "file")
+        sqlite_module.write_anew(path)
+        self.assertFalse(os.path.exists(path))
+        content = Random(1).randbytes(2**21 + 5)
+        with open(path, "wb") as file:
+            file.write(content)
+        sqlite_module.write_anew(path)
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), content)
+
+
 class PowerTests(SynchronousTestCase):
     skip = sqlite_vfs.why_not() or None
 
@@ -274,7 +294,13 @@ class PowerTests(SynchronousTestCase):
                     run.wait(run.publish())
                 self.assertEqual(len(disk.marks), answered)
                 # The process starts again, and the machine does not: its cache shows what was lost.
+                failed = len(disk.log)
                 run.start()
+                run.wait(run.publish())
+                for position in range(failed, len(disk.log) + 1):
+                    replay = disk.replay(position)
+                    with replay.cut(run.random) as after:
+                        self.assertEqual(wrong(*found(run.directory, after), replay.marks), "", (seed, position))
                 run.work(5)
                 self.check_cut_now(run)
                 run.close()
