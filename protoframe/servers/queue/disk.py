@@ -171,7 +171,7 @@ class DiskStore(RuledStore):
     # In the reactor's thread.
 
     def publish(self, queue: str, messages: Sequence[Message]) -> Deferred[list[Receipt]]:
-        size = sum(len(message.body) for message in messages)
+        size = len(messages[0].body) if len(messages) == 1 else sum(len(message.body) for message in messages)
         return self._call(_Call(self._rules.publish, (queue, messages), needs_room=True, size=size))
 
     def declare(self, queue: str, settings: Settings, replace: bool) -> Deferred[bool]:
