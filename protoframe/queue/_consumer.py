@@ -70,7 +70,7 @@ class ReceivedMessage:
 
         :param requeue: whether it is delivered again, from the place that it had.
         :param delay: seconds before that.
-        :param note: why, in 1024 characters at most; it goes with a dead letter.
+        :param note: why, in 255 characters at most; it goes with a dead letter.
         """
         if self._is_settled:
             return self._settled_already()

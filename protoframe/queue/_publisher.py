@@ -29,7 +29,7 @@ __all__ = ["Publisher", "checked"]
 
 #: Batches on their way at once.
 _MOST_BATCHES = 4
-_LONGEST_TEXT = 1024
+_LONGEST_TEXT = 255
 #: Octets that a message takes beside its body, about.
 _OVERHEAD = 64
 

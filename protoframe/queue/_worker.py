@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -26,7 +26,7 @@ _log = Logger(namespace="protoframe.queue")
 #: Parts of a lease: it begins anew so often while a handler runs.
 _PARTS = 3
 #: Characters of a note.
-_LONGEST_NOTE = 1024
+_LONGEST_NOTE = 255
 #: How a worker that is a service goes on after an error of its queue.
 _AGAIN = Backoff(first=1.0, factor=2.0, longest=60.0)
 
@@ -111,7 +111,6 @@ class Worker(Service):
         self._coming: Deferred[Any] | None = None
         self._free: Deferred[None] | None = None
         self._serving: Deferred[None] = succeed(None)
-        self._timer: Any = None
 
     @property
     def running_handlers(self) -> int:
@@ -168,7 +167,8 @@ class Worker(Service):
         watching.addErrback(lambda _: None)
         try:
             while not self._is_stopping:
-                messages = await self._next(consumer)
+                self._coming = coming = Deferred.fromCoroutine(consumer.take(self._concurrency - len(self._handled)))
+                messages = await coming
                 if not messages:
                     break
                 for message in messages:
@@ -176,8 +176,9 @@ class Worker(Service):
                 while len(self._handled) >= self._concurrency and not self._is_stopping:
                     self._coming = self._handler_ends()
                     await self._coming
-        except _Stopped:
-            pass
+        except CancelledError:
+            if not self._is_stopping:
+                raise
         finally:
             self._coming = None
             # The leases are kept, and deliveries can be settled, for as long as the stream lasts.
@@ -186,21 +187,9 @@ class Worker(Service):
             watching.cancel()
             await consumer.aclose()
 
-    async def _next(self, consumer: Consumer) -> list[ReceivedMessage]:
-        coming = Deferred.fromCoroutine(consumer.take(self._concurrency - len(self._handled)))
-        self._coming = coming
-        try:
-            return await coming
-        except BaseException:
-            if self._is_stopping:
-                raise _Stopped from None
-            raise
-        finally:
-            self._coming = None
-
     def _handler_ends(self) -> Deferred[None]:
-        """Fires when the next handler has ended, or is not waited for."""
-        self._free = Deferred(lambda free: free.callback(None))
+        """Fires when the next handler has ended."""
+        self._free = Deferred()
         return self._free
 
     def _handle(self, message: ReceivedMessage) -> None:
@@ -247,10 +236,6 @@ class Worker(Service):
             await deferLater(self._queue.reactor, lease / _PARTS)
             for message in self._handled:
                 message.extend().addErrback(lambda _: None)
-
-
-class _Stopped(Exception):
-    """The worker is stopped, and takes no more messages."""
 
 
 async def work(
