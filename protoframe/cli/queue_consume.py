@@ -104,8 +104,11 @@ def consume(
             headers=headers,
             exclusive=exclusive,
         )
+        writing = _Writing(queue.reactor, messages, progresses[0], as_json=json)
         async with messages:
-            await _Writing(queue.reactor, messages, progresses[0], as_json=json).run(most, idle)
+            await writing.run(most, idle)
+        # No more come while the last are acknowledged.
+        await writing.finish()
 
     run_with_queue(session, where, name, settings, progress)
 
@@ -114,6 +117,8 @@ class _Writing:
     """Writes what comes."""
 
     def __init__(self, reactor: Any, messages: Consumer, progress: Progress, *, as_json: bool) -> None:
+        from twisted.internet.defer import succeed
+
         from protoframe.cli.running import Reader
 
         self._reactor = reactor
@@ -121,6 +126,7 @@ class _Writing:
         self._progress = progress
         self._as_json = as_json
         self._reader = Reader(reactor)
+        self._acknowledging: Deferred[Any] = succeed(None)
         self._lost: Any = None
 
     async def run(self, most: int | None, idle: float | None) -> None:
@@ -133,7 +139,6 @@ class _Writing:
         from protoframe.cli.running import in_thread
 
         written = 0
-        acknowledging: Deferred[Any] | None = None
         while most is None or written < most:
             batch = await self._next(_PIECE_COUNT if most is None else min(_PIECE_COUNT, most - written), idle)
             if not batch:
@@ -146,11 +151,15 @@ class _Writing:
                 else:
                     await in_thread(write_octets, b"".join(message.body + b"\n" for message in piece))
                 written += len(piece)
-                if acknowledging is not None:
-                    await acknowledging
-                acknowledging = self._acknowledge(piece)
-        if acknowledging is not None:
-            await acknowledging
+                await self._acknowledging
+                self._acknowledging = self._acknowledge(piece)
+
+    async def finish(self) -> None:
+        """Waits until what was written is acknowledged.
+
+        :raises Error: something is not, and is delivered again.
+        """
+        await self._acknowledging
         if self._lost is not None:
             raise self._lost
 

@@ -144,7 +144,7 @@ class _Publishing:
     @property
     def durable(self) -> str:
         """How many are."""
-        return f"{self.stored} of {_messages(self.began)} durable"
+        return f"{self.stored} of {self.began} messages are durable"
 
     async def run(self, queue: QueueClient, sources: tuple[str, ...]) -> None:
         """Publishes what there is, until there is an error."""

@@ -120,7 +120,7 @@ class Settling:
 
     def flush(self) -> Deferred[None]:
         """Sends what is gathered now, and fires when all that is on its way has its outcome."""
-        waits: list[Deferred[Any]] = [gathered.flush() for gathered in self._gathered.values()]
+        waits: list[Deferred[Any]] = [gathered.flush() for gathered in list(self._gathered.values())]
         return DeferredList(waits).addCallback(lambda _: None)
 
     def _settle(self, how: Hashable, tag: Tag, call: Callable[[Sequence[Tag]], Awaitable[Settled]]) -> Deferred[None]:

@@ -196,7 +196,10 @@ class QueueClient(Service):
 
     def list(self, prefix: str = "") -> Deferred[_Statistics]:
         """Fires with how the queues stand whose names begin so, in the order of their names."""
-        return self._call(lambda: self.calls.list(prefix))
+        return self._call(lambda: self._list(prefix))
+
+    async def _list(self, prefix: str) -> _Statistics:
+        return [one async for one in self.calls.list(prefix)]
 
     def delete(self, name: str, only_unused: bool = False) -> Deferred[int]:
         """Deletes a queue; fires with how many messages it had.

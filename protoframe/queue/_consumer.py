@@ -432,9 +432,10 @@ class Consuming:
         tags = [delivery.tag for delivery in self._came if delivery.lease]
         self._came.clear()
         self._octets = 0
-        self._settling.flush()
         if tags and self._queue.is_up:
+            # First of all: a server that settles others first has room, and sends more.
             self._giving = self._settling.give_back(tags)
+        self._settling.flush()
 
     def _drop(self) -> None:
         """The stream is lost: what was not handed out comes again, but for what does not."""
