@@ -26,6 +26,7 @@ from protoframe._endpoints import listen, reason_of, server_endpoint
 from protoframe._factory import Factory
 from protoframe._version import __version__
 from protoframe.authentication import TokenAuthenticator
+from protoframe.core.schema import protocol_name
 from protoframe.interceptors import LogCalls
 
 __all__ = ["ServerOptions", "ServerService"]
@@ -160,6 +161,9 @@ class ServerService(Service):
         from twisted.internet import reactor
 
         self._starting = True
+        self.prepare()
+        if self._broken:
+            raise SystemExit(1)
         for where in self._options["listen"]:
             listening = listen(reactor, where, self._factory)
             listening.addCallbacks(self._listening, self._failed, callbackArgs=(where,), errbackArgs=(where,))
@@ -167,6 +171,12 @@ class ServerService(Service):
                 # Not an exception that twistd would print the traceback of.
                 raise SystemExit(1)
         self._starting = False
+
+    def prepare(self) -> None:
+        """Called before the first place is listened at, while the process may still have rights that it gives up.
+
+        For a subclass that needs more than its factory; what cannot be had it says by `fail`.
+        """
 
     def startService(self) -> None:
         """Runs; twistd has called `privilegedStartService` before."""
@@ -208,11 +218,17 @@ class ServerService(Service):
         _log.info("serving {protocols} at {where}", where=where, protocols=", ".join(self._names()))
 
     def _names(self) -> list[str]:
-        return [protocol.__name__ for protocol in self._factory.protocols]
+        return [protocol_name(protocol) for protocol in self._factory.protocols]
 
     def _failed(self, failure: Failure, where: str) -> None:
+        self.fail(f"cannot listen at {where}: {reason_of(failure.value)}")
+
+    def fail(self, text: str) -> None:
+        """Ends the process with exit status 1: what is served cannot be.
+
+        :param text: why, on one line.
+        """
         self._broken = True
-        text = f"cannot listen at {where}: {reason_of(failure.value)}"
         _log.critical("{text}", text=text)
         parent: Any = getattr(self._options, "parent", None) or {}
         pidfile = parent.get("pidfile")

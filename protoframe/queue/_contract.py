@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct, field
+from twisted.internet.defer import Deferred
 
 from protoframe import (
     AlreadyExists,
@@ -25,35 +26,49 @@ from protoframe import (
 )
 
 __all__ = [
+    "HIGHEST_PRIORITY",
     "LARGEST_BODY",
+    "LARGEST_PROPERTIES",
+    "MOST_AT_ONCE",
+    "Count",
     "DeadLetter",
     "Delivery",
     "DeliveryPolicy",
     "DifferentSettings",
+    "Duration",
     "Exclusive",
     "GroupStatistics",
+    "Headers",
     "InvalidMessage",
     "InvalidSettings",
     "LeaseLost",
     "Message",
+    "Messages",
     "NoSuchGroup",
     "NoSuchQueue",
     "NotEmpty",
     "Order",
     "Overflow",
     "Overloaded",
+    "Positive",
+    "Priority",
     "Queue",
     "QueueFull",
+    "QueueName",
     "Receipt",
+    "Receipts",
     "Settings",
     "Settled",
+    "ShortText",
     "State",
     "Statistics",
     "Storage",
     "StoreFailed",
     "StoreFull",
     "Tag",
+    "Tags",
     "TooMany",
+    "Wait",
     "Waiting",
 ]
 
@@ -68,11 +83,22 @@ HIGHEST_PRIORITY = 9
 #: Seconds of the longest duration: ten years.
 LONGEST = 315_360_000.0
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]*$", max_length=200)]
-_Positive = Annotated[int, Meta(ge=1, le=2**53)]
-_Duration = Annotated[float, Meta(gt=0, le=LONGEST)]
-_Wait = Annotated[float, Meta(ge=0, le=LONGEST)]
-_Text = Annotated[str, Meta(max_length=1024)]
+#: The name of a queue or a group.
+QueueName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/-]*$", max_length=200)]
+#: A subject, a key or a note.
+ShortText = Annotated[str, Meta(max_length=255)]
+#: Texts by name.
+Headers = dict[str, str]
+#: Of a message: 0 to 9, the highest.
+Priority = Annotated[int, Meta(ge=0, le=HIGHEST_PRIORITY)]
+#: Seconds, more than none.
+Duration = Annotated[float, Meta(gt=0, le=LONGEST)]
+#: Seconds, or none.
+Wait = Annotated[float, Meta(ge=0, le=LONGEST)]
+#: Messages that one call asks for.
+Count = Annotated[int, Meta(ge=1, le=MOST_AT_ONCE)]
+#: A number, more than none.
+Positive = Annotated[int, Meta(ge=1, le=2**53)]
 
 
 class Order(enum.Enum):
@@ -125,8 +151,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
     :ivar message_ttl: the longest that a message may wait, before it is a dead letter.
     :ivar queue_ttl: for how long the queue may be without use, a consumer or a call, before it is deleted.
     :ivar delay: for how long a message is kept before it is delivered, if it does not say so itself.
-    :ivar max_messages: that each group holds at most, delivered ones among them.
-    :ivar max_bytes: of their bodies and properties.
+    :ivar max_messages: that may wait in each group, beside those that consumers have.
+    :ivar max_bytes: that the bodies and properties of these may have.
     :ivar overflow: what becomes of a message for which there is no room.
     :ivar dedup_window: for how long a deduplication key is remembered; a message with a key that is known is not stored
         again.  0 remembers none.
@@ -141,17 +167,17 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
     delivery: DeliveryPolicy = DeliveryPolicy.AT_LEAST_ONCE
     storage: Storage = Storage.DISK
     lease: Annotated[float, Meta(ge=0.1, le=LONGEST)] = 30.0
-    max_deliveries: _Positive | None = None
-    dead_letter: Name | None = None
-    message_ttl: _Duration | None = None
-    queue_ttl: _Duration | None = None
-    delay: _Wait = 0.0
-    max_messages: _Positive | None = None
-    max_bytes: _Positive | None = None
+    max_deliveries: Positive | None = None
+    dead_letter: QueueName | None = None
+    message_ttl: Duration | None = None
+    queue_ttl: Duration | None = None
+    delay: Wait = 0.0
+    max_messages: Positive | None = None
+    max_bytes: Positive | None = None
     overflow: Overflow = Overflow.REFUSE
-    dedup_window: _Wait = 0.0
-    groups: Annotated[tuple[Name, ...], Meta(max_length=100)] = ()
-    batch_count: Annotated[int, Meta(ge=1, le=MOST_AT_ONCE)] = 1000
+    dedup_window: Wait = 0.0
+    groups: Annotated[tuple[QueueName, ...], Meta(max_length=100)] = ()
+    batch_count: Count = 1000
     batch_bytes: Annotated[int, Meta(ge=1, le=2**30)] = 1024 * 1024
     batch_time: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
@@ -173,13 +199,13 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     body: bytes
-    subject: _Text = ""
-    headers: dict[str, str] = {}
-    key: _Text = ""
-    priority: Annotated[int, Meta(ge=0, le=HIGHEST_PRIORITY)] = 0
-    ttl: _Duration | None = None
-    delay: _Wait | None = None
-    dedup: _Text = ""
+    subject: ShortText = ""
+    headers: Headers = {}
+    key: ShortText = ""
+    priority: Priority = 0
+    ttl: Duration | None = None
+    delay: Wait | None = None
+    dedup: ShortText = ""
 
 
 class Receipt(Struct, frozen=True, array_like=True):
@@ -245,7 +271,7 @@ class Delivery(Struct, frozen=True, kw_only=True, omit_defaults=True):
     published: float
     expires: float | None = None
     subject: str = ""
-    headers: dict[str, str] = {}
+    headers: Headers = {}
     key: str = ""
     priority: int = 0
     dead: DeadLetter | None = None
@@ -427,8 +453,10 @@ class NotEmpty(FailedPrecondition):
     queue: str
 
 
-_Receipts = list[Receipt]
-_Statistics = list[Statistics]
+#: What one call publishes, and settles.
+Messages = Annotated[Sequence[Message], Meta(max_length=MOST_AT_ONCE)]
+Tags = Annotated[Sequence[Tag], Meta(max_length=MOST_AT_ONCE)]
+Receipts = list[Receipt]
 
 
 class Queue(Protocol):
@@ -439,7 +467,7 @@ class Queue(Protocol):
     """
 
     @request(idempotent=True, raises=[DifferentSettings, InvalidSettings, NoSuchQueue, StoreFull, StoreFailed, TooMany])
-    async def declare(self, queue: Name, settings: Settings = _ORDINARY, replace: bool = False) -> bool:
+    async def declare(self, queue: QueueName, settings: Settings = _ORDINARY, replace: bool = False) -> bool:
         """Has a queue be there; whether it was not yet.
 
         Its dead-letter queue has to be there before.
@@ -450,36 +478,34 @@ class Queue(Protocol):
         raise NotImplementedError
 
     @request(raises=[NoSuchQueue, InvalidMessage, QueueFull, StoreFull, StoreFailed, Overloaded])
-    async def publish(
+    def publish(
         self,
-        queue: Name,
+        queue: QueueName,
         body: bytes,
-        subject: _Text = "",
-        headers: dict[str, str] = {},  # noqa: B006 - it is not changed
-        key: _Text = "",
-        priority: Annotated[int, Meta(ge=0, le=HIGHEST_PRIORITY)] = 0,
-        ttl: _Duration | None = None,
-        delay: _Wait | None = None,
-        dedup: _Text = "",
-    ) -> Receipt:
+        subject: ShortText = "",
+        headers: Headers = {},  # noqa: B006 - it is not changed
+        key: ShortText = "",
+        priority: Priority = 0,
+        ttl: Duration | None = None,
+        delay: Wait | None = None,
+        dedup: ShortText = "",
+    ) -> Deferred[Receipt]:
         """Publishes a message; the parameters are those of `Message`.  The answer says that it is durable."""
         raise NotImplementedError
 
     @request(raises=[NoSuchQueue, InvalidMessage, QueueFull, StoreFull, StoreFailed, Overloaded])
-    async def publish_batch(
-        self, queue: Name, messages: Annotated[Sequence[Message], Meta(max_length=MOST_AT_ONCE)]
-    ) -> _Receipts:
+    def publish_batch(self, queue: QueueName, messages: Messages) -> Deferred[Receipts]:
         """Publishes messages, all or none of them; receipts, in their order, when all are durable."""
         raise NotImplementedError
 
     @request(raises=[NoSuchQueue, NoSuchGroup, Exclusive, StoreFailed, StoreFull, TooMany, InvalidArgument])
     def consume(
         self,
-        queue: Name,
+        queue: QueueName,
         group: str = "",
-        prefetch: Annotated[int, Meta(ge=1, le=MOST_AT_ONCE)] = 100,
-        subject: _Text = "",
-        headers: dict[str, str] = {},  # noqa: B006 - it is not changed
+        prefetch: Count = 100,
+        subject: ShortText = "",
+        headers: Headers = {},  # noqa: B006 - it is not changed
         exclusive: bool = False,
     ) -> AsyncIterator[Delivery]:
         """Delivers messages, for as long as the caller takes them.
@@ -495,23 +521,21 @@ class Queue(Protocol):
         raise NotImplementedError
 
     @request(raises=[NoSuchQueue, NoSuchGroup, StoreFailed, StoreFull])
-    async def acknowledge(
-        self, queue: Name, tags: Annotated[Sequence[Tag], Meta(max_length=MOST_AT_ONCE)], group: str = ""
-    ) -> Settled:
+    def acknowledge(self, queue: QueueName, tags: Tags, group: str = "") -> Deferred[Settled]:
         """Settles deliveries: their messages are done, and leave the queue."""
         raise NotImplementedError
 
     @request(raises=[NoSuchQueue, NoSuchGroup, StoreFailed, StoreFull])
-    async def reject(
+    def reject(
         self,
-        queue: Name,
-        tags: Annotated[Sequence[Tag], Meta(max_length=MOST_AT_ONCE)],
+        queue: QueueName,
+        tags: Tags,
         group: str = "",
         requeue: bool = False,
-        delay: _Wait = 0.0,
-        note: _Text = "",
+        delay: Wait = 0.0,
+        note: ShortText = "",
         seen: bool = True,
-    ) -> Settled:
+    ) -> Deferred[Settled]:
         """Settles deliveries: their messages are dead letters, or are delivered again.
 
         :param requeue: whether they are delivered again, from the place that they had.
@@ -522,41 +546,39 @@ class Queue(Protocol):
         raise NotImplementedError
 
     @request(raises=[NoSuchQueue, NoSuchGroup, StoreFailed, StoreFull])
-    async def extend(
-        self, queue: Name, tags: Annotated[Sequence[Tag], Meta(max_length=MOST_AT_ONCE)], group: str = ""
-    ) -> Settled:
+    def extend(self, queue: QueueName, tags: Tags, group: str = "") -> Deferred[Settled]:
         """Has the leases of deliveries begin anew."""
         raise NotImplementedError
 
     @request(idempotent=True, raises=[NoSuchQueue, NoSuchGroup, StoreFailed, InvalidArgument])
     def peek(
         self,
-        queue: Name,
+        queue: QueueName,
         group: str = "",
-        count: Annotated[int, Meta(ge=1, le=2**53)] = 10,
-        subject: _Text = "",
-        headers: dict[str, str] = {},  # noqa: B006 - it is not changed
+        count: Positive = 10,
+        subject: ShortText = "",
+        headers: Headers = {},  # noqa: B006 - it is not changed
     ) -> AsyncIterator[Waiting]:
         """Shows messages that are in a queue, in its order, and changes nothing."""
         raise NotImplementedError
 
     @request(raises=[NoSuchQueue, NoSuchGroup, StoreFailed, StoreFull])
-    async def purge(self, queue: Name, group: str | None = None) -> int:
+    async def purge(self, queue: QueueName, group: str | None = None) -> int:
         """Removes the messages that no consumer has, of one group or of all; how many."""
         raise NotImplementedError
 
     @request(idempotent=True, raises=[NoSuchQueue, StoreFailed])
-    async def statistics(self, queue: Name) -> Statistics:
+    async def statistics(self, queue: QueueName) -> Statistics:
         """How a queue stands."""
         raise NotImplementedError
 
     @request(idempotent=True, raises=[StoreFailed])
-    async def list(self, prefix: str = "") -> _Statistics:
+    def list(self, prefix: str = "") -> AsyncIterator[Statistics]:
         """How the queues stand whose names begin so, in the order of their names."""
         raise NotImplementedError
 
     @request(raises=[NoSuchQueue, NotEmpty, StoreFailed, StoreFull])
-    async def delete(self, queue: Name, only_unused: bool = False) -> int:
+    async def delete(self, queue: QueueName, only_unused: bool = False) -> int:
         """Deletes a queue, with its messages; how many these were.
 
         :param only_unused: whether to refuse where it has messages or consumers.

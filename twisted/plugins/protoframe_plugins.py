@@ -14,3 +14,9 @@ serve = ServiceMaker(
     "Serve any protoframe Protocol: --protocol package.module:Name.",
     "pf-serve",
 )
+queue = ServiceMaker(
+    "protoframe message queue",
+    "protoframe.servers.queue",
+    "Serve durable message queues from a directory: --data DIRECTORY.",
+    "pf-queue",
+)
