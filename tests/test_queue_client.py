@@ -366,6 +366,15 @@ async def test_a_publisher_gathers_by_count_octets_and_time() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_publisher_keeps_the_order_though_large_batches_travel_in_pieces() -> None:
+    async with served() as server, client_of(server) as queue:
+        await queue.declare("orders")
+        async with queue.publisher("orders", count=100) as publisher:
+            receipts = [publisher.publish(bytes(5000 if number < 300 else 5)) for number in range(1000)]
+        assert [receipt.sequence for receipt in await gatherResults(receipts)] == list(range(1, 1001))
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_publisher_has_whoever_publishes_wait() -> None:
     async with served() as server, client_of(server) as queue:
         await queue.declare("orders")

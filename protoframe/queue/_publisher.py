@@ -30,8 +30,10 @@ __all__ = ["Publisher", "checked"]
 #: Batches on their way at once.
 _MOST_BATCHES = 4
 _LONGEST_TEXT = 255
-#: Octets that a message takes beside its body, about.
+#: Octets that a message takes beside its texts, about.
 _OVERHEAD = 64
+#: Octets of a batch that goes in one piece.  One that does not is overtaken by what is sent after it.
+_ONE_PIECE = 48 * 1024
 
 _Publish = Callable[[list[Message]], Deferred[list[Receipt]]]
 
@@ -43,8 +45,8 @@ class Publisher:
     batches are on their way at once.  `publish` fires when its message is durable.  ``async with`` waits at the end
     until every message has its outcome.
 
-    Batches begin in the order of `publish`.  Where one fails and is published again, messages of the next may be stored
-    before it.
+    Messages are stored in the order of `publish`; only where a batch fails and is published again, those of the next may
+    be before it.
 
     :ivar waiting: messages that wait for their batch to begin.
     """
@@ -71,9 +73,11 @@ class Publisher:
         self._octets = octets
         self._seconds = seconds
         self._most_waiting = most_waiting
-        self._waiting: deque[tuple[Message, Deferred[Receipt]]] = deque()
+        self._waiting: deque[tuple[Message, Deferred[Receipt], int]] = deque()
         self._waiting_octets = 0
         self._batches = 0
+        # Whether a batch is on its way that what is sent after it may overtake.
+        self._is_overtaken = False
         self._timer: Any = None
         # Whether what waits goes though it is no whole batch.
         self._is_due = False
@@ -132,8 +136,9 @@ class Publisher:
         except InvalidMessage as error:
             done.errback(error)
             return done
-        self._waiting.append((message, done))
-        self._waiting_octets += len(body) + _OVERHEAD
+        size = _size(message)
+        self._waiting.append((message, done, size))
+        self._waiting_octets += size
         if self._is_whole():
             self._send()
         elif self._timer is None and not self._is_due:
@@ -166,7 +171,12 @@ class Publisher:
         self._send()
 
     def _send(self) -> None:
-        while self._waiting and self._batches < _MOST_BATCHES and (self._is_due or self._is_whole()):
+        while (
+            self._waiting
+            and self._batches < _MOST_BATCHES
+            and not self._is_overtaken
+            and (self._is_due or self._is_whole())
+        ):
             self._send_batch()
         if not self._waiting:
             self._is_due = False
@@ -184,18 +194,20 @@ class Publisher:
         batch: list[tuple[Message, Deferred[Receipt]]] = []
         octets = 0
         while self._waiting and len(batch) < self._count:
-            size = len(self._waiting[0][0].body) + _OVERHEAD
+            message, done, size = self._waiting[0]
             if batch and octets + size > self._octets:
                 break
-            batch.append(self._waiting.popleft())
+            self._waiting.popleft()
+            batch.append((message, done))
             octets += size
         self._waiting_octets -= octets
+        self._is_overtaken = octets > _ONE_PIECE
         if self._timer is not None and not self._waiting:
             self._timer.cancel()
             self._timer = None
         self._batches += 1
         sending = Deferred.fromCoroutine(self._publish_batch(batch))
-        sending.addBoth(self._sent)
+        sending.addBoth(self._sent, self._is_overtaken)
 
     async def _publish_batch(self, batch: list[tuple[Message, Deferred[Receipt]]]) -> None:
         try:
@@ -214,8 +226,10 @@ class Publisher:
             for (_, done), receipt in zip(batch, receipts, strict=True):
                 done.callback(receipt)
 
-    def _sent(self, _: Any) -> None:
+    def _sent(self, _: Any, was_overtaken: bool) -> None:
         self._batches -= 1
+        if was_overtaken:
+            self._is_overtaken = False
         self._send()
 
 
@@ -254,6 +268,14 @@ def checked(queue: str, message: Message) -> Message:
     if message.delay is not None and not 0 <= message.delay <= LONGEST:
         raise _invalid(f"the delay is {message.delay}, not 0 to {LONGEST:g} seconds", queue)
     return message
+
+
+def _size(message: Message) -> int:
+    """Octets that a message takes, about."""
+    texts = len(message.subject) + len(message.key) + len(message.dedup)
+    if message.headers:
+        texts += sum(len(name) + len(text) + 4 for name, text in message.headers.items())
+    return len(message.body) + texts + _OVERHEAD
 
 
 def _octets(name: str, text: str, queue: str) -> int:
