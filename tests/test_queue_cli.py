@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import gatherResults
+from twisted.internet.threads import deferToThread
 
-from tests.processes import PATIENCE, Server, environment, free_port, pf, server
+from protoframe.queue import Message, QueueClient
+from tests.processes import PATIENCE, environment, free_port, server
 
 PF = [sys.executable, "-m", "protoframe.cli", "queue"]
-
-
-@pytest.fixture(scope="module")
-def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory = tmp_path_factory.mktemp("queue")
-    port = free_port()
-    with serving(directory, port):
-        yield f"tcp:127.0.0.1:{port}"
 
 
 def serving(directory: Path, port: int) -> Any:
@@ -33,8 +29,29 @@ def serving(directory: Path, port: int) -> Any:
     return server(directory, "pf-queue", "--data", str(directory / "data"), "--listen", listen)
 
 
-def queue(*words: str, status: int = 0, stdin: bytes = b"") -> str:
-    """Standard output of a command that must end so; where it fails, the line that says why."""
+@pytest.fixture(scope="module")
+def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = free_port()
+    with serving(tmp_path_factory.mktemp("queue"), port):
+        yield f"tcp:127.0.0.1:{port}"
+
+
+@asynccontextmanager
+async def queue_at(where: str, name: str, *bodies: bytes, **settings: Any) -> AsyncIterator[QueueClient]:
+    """A client, and a queue that has such messages."""
+    async with QueueClient(reactor, where) as client:
+        await client.declare(name, **settings)
+        if bodies:
+            await client.publish_batch(name, [Message(body=body) for body in bodies])
+        yield client
+
+
+def queue(*words: str, status: int = 0, stdin: bytes = b"") -> Any:
+    """Fires with the standard output of a command that must end so; where it fails, with the line that says why."""
+    return deferToThread(run, words, status, stdin)
+
+
+def run(words: tuple[str, ...], status: int, stdin: bytes) -> str:
     done = subprocess.run(
         [*PF, *words], input=stdin, capture_output=True, timeout=PATIENCE, env=environment(), check=False
     )
@@ -44,57 +61,72 @@ def queue(*words: str, status: int = 0, stdin: bytes = b"") -> str:
         assert done.stderr.count(b"\n") == 1
         return done.stderr.decode()
     assert done.stderr == b""
-    return done.stdout.decode(errors="surrogateescape")
+    return done.stdout.decode()
 
 
-def depth(where: str, name: str) -> int:
-    (statistics,) = json.loads(queue("stats", where, name, "--json"))
-    count: int = statistics["depth"]
-    return count
+async def depth(client: QueueClient, name: str) -> int:
+    return (await client.statistics(name)).depth
 
 
-def test_a_queue_is_declared_filled_looked_at_and_deleted(where: str, tmp_path: Path) -> None:
-    assert queue("declare", where, "a.orders", "--lease", "5", "--group", "x", "--group", "y") == "a.orders: created\n"
-    again = queue("declare", where, "a.orders", "--lease", "5", "--group", "x", "--group", "y", "--json")
-    assert json.loads(again) == {"queue": "a.orders", "created": False}
-    assert "--replace" in queue("declare", where, "a.orders", "--lease", "6", status=70)
+@pytest_twisted.ensureDeferred
+async def test_a_queue_is_declared_filled_looked_at_and_deleted(where: str, tmp_path: Path) -> None:
+    groups = ("--group", "x", "--group", "y")
+    assert await queue("declare", where, "a.orders", "--lease", "5", *groups) == "a.orders: created\n"
     (tmp_path / "body").write_bytes(b"\xff\n\0")
-    assert queue(
-        "publish", where, "a.orders", "one", f"@{tmp_path / 'body'}", "--header", "k=v", "--subject", "s.t"
-    ) == ("2 messages are durable\n")
-    lines = [json.loads(line) for line in queue("peek", where, "a.orders", "--group", "x", "--json").splitlines()]
+    again, different, published = await gatherResults(
+        [
+            queue("declare", where, "a.orders", "--lease", "5", *groups, "--json"),
+            queue("declare", where, "a.orders", "--lease", "6", *groups, status=70),
+            queue("publish", where, "a.orders", "one", f"@{tmp_path / 'body'}", "--header", "k=v", "--subject", "s.t"),
+        ]
+    )
+    assert json.loads(again) == {"queue": "a.orders", "created": False}
+    assert "--replace" in different
+    assert published == "2 messages are durable\n"
+    peeked, shown, listed, stated = await gatherResults(
+        [
+            queue("peek", where, "a.orders", "--group", "x", "--json"),
+            queue("peek", where, "a.orders", "--group", "x"),
+            queue("ls", where, "a."),
+            queue("stats", where, "a.orders"),
+        ]
+    )
+    lines = [json.loads(line) for line in peeked.splitlines()]
     assert [line["state"] for line in lines] == ["ready", "ready"]
     assert (lines[0]["body"], lines[0]["headers"], lines[0]["subject"]) == ("one", {"k": "v"}, "s.t")
     assert base64.b64decode(lines[1]["body_base64"]) == b"\xff\n\0"
-    table = queue("ls", where, "a.").splitlines()
-    assert table[0].split() == ["queue", "ready", "delayed", "leased", "consumers", "bytes", "published/s", "acked/s"]
-    assert table[1].split()[:5] == ["a.orders", "4", "0", "0", "0"]
-    assert "lease=5" in queue("stats", where, "a.orders")
-    assert "x" in queue("peek", where, "a.orders", "--group", "x").split("\n")[0] or True
-    assert queue("purge", where, "a.orders", "--group", "x") == "a.orders: 2 messages removed\n"
-    queue("delete", where, "a.orders", "--only-unused", status=73)
-    assert queue("delete", where, "a.orders", "--json") == '{"queue": "a.orders", "removed": 2}\n'
-    line = queue("publish", where, "a.orders", "x", status=69)
-    assert f"NoSuchQueue: " in line
-    assert line.endswith(f"0 of 1 messages are durable; try: pf queue ls {where}, which names them\n")
+    assert shown.splitlines()[1].split()[-2:] == ["s.t", "one"]
+    # What a terminal could act on is written as an escape.
+    assert shown.splitlines()[2].endswith("\\n\\x00")
+    head, row = listed.splitlines()
+    assert head.split() == ["queue", "ready", "delayed", "leased", "consumers", "bytes", "published/s", "acked/s"]
+    assert row.split()[:5] == ["a.orders", "4", "0", "0", "0"]
+    assert "lease=5, groups=x+y" in stated
+    assert await queue("purge", where, "a.orders", "--group", "x") == "a.orders: 2 messages removed\n"
+    assert "NotEmpty" in await queue("delete", where, "a.orders", "--only-unused", status=73)
+    assert await queue("delete", where, "a.orders", "--json") == '{"queue": "a.orders", "removed": 2}\n'
 
 
-def test_lines_of_standard_input_are_messages_and_come_out_again(where: str) -> None:
-    queue("declare", where, "lines", "--dedup-window", "60")
-    lines = b"".join(b"%d\r\n" % number for number in range(5000)) + b"\nlast"
-    assert queue("publish", where, "lines", "-", "--dedup", "run1", stdin=lines) == "5002 messages are durable\n"
-    assert queue("publish", where, "lines", "-", "--dedup", "run1", stdin=lines) == (
-        "5002 messages are durable, 5002 of them already\n"
-    )
-    assert queue("consume", where, "lines", "--max", "2") == "0\r\n1\r\n"
-    assert queue("consume", where, "lines", "--idle", "0.5").encode() == lines.partition(b"1\r\n")[2] + b"\n"
-    assert depth(where, "lines") == 0
+@pytest_twisted.ensureDeferred
+async def test_lines_of_standard_input_are_messages_and_come_out_again(where: str) -> None:
+    lines = b"".join(b"%d\n" % number for number in range(5000)) + b"\nlast"
+    async with queue_at(where, "lines", dedup_window=60) as client:
+        assert (
+            await queue("publish", where, "lines", "-", "--dedup", "run1", stdin=lines) == "5002 messages are durable\n"
+        )
+        again = await queue("publish", where, "lines", "-", "--dedup", "run1", "--json", stdin=lines)
+        assert json.loads(again) == {"queue": "lines", "durable": 5002, "duplicates": 5002}
+        assert await queue("consume", where, "lines", "--max", "2") == "0\n1\n"
+        rest = await queue("consume", where, "lines", "--idle", "0.3", "--prefetch", "1000")
+        assert rest.encode() == lines.partition(b"1\n")[2] + b"\n"
+        assert await depth(client, "lines") == 0
 
 
-def test_a_message_as_json_has_everything(where: str) -> None:
-    queue("declare", where, "json")
-    queue("publish", where, "json", "größer", "--subject", "a", "--header", "k=v", "--key", "key", "--priority", "3")
-    (line,) = queue("consume", where, "json", "--max", "1", "--json").splitlines()
+@pytest_twisted.ensureDeferred
+async def test_a_message_as_json_has_everything(where: str) -> None:
+    async with queue_at(where, "json") as client:
+        await client.publish("json", "größer".encode(), subject="a", headers={"k": "v"}, key="key", priority=3)
+        (line,) = (await queue("consume", where, "json", "--max", "1", "--json")).splitlines()
     fields = json.loads(line)
     assert fields.pop("published") > 1e9
     assert fields == {
@@ -112,19 +144,23 @@ def test_a_message_as_json_has_everything(where: str) -> None:
     }
 
 
-def test_what_fails_says_how_many_are_durable(where: str) -> None:
-    queue("declare", where, "small", "--max-messages", "1500")
-    text = queue("publish", where, "small", "-", stdin=b"x\n" * 3000, status=72)
-    durable = int(text.partition(" messages are durable")[0].rpartition(" of ")[0].rpartition(" ")[2])
-    assert "QueueFull" in text
-    assert depth(where, "small") == durable > 0
-    text = queue("publish", where, "small", "-", stdin=b"x" * 5_000_000, status=2)
-    assert "line 1 has more than" in text
-    assert "is no k=v" in queue("publish", where, "small", "x", "--header", "k", status=2)
-    assert "no name of a queue" in queue("publish", where, "no name", "x", status=2)
-    assert "no such file" in queue("publish", where, "small", "@/nonexistent", status=2)
-    assert "NoSuchQueue" in queue("consume", where, "nosuch", status=69)
-    assert "could not connect" in queue("ls", f"tcp:127.0.0.1:{free_port()}", status=7)
+@pytest_twisted.ensureDeferred
+async def test_what_fails_says_so_and_how_many_are_durable(where: str) -> None:
+    async with queue_at(where, "small", max_messages=1500) as client:
+        text = await queue("publish", where, "small", "-", stdin=b"x\n" * 3000, status=72)
+        durable = int(text.partition(" messages are durable")[0].rpartition(" of ")[0].rpartition(" ")[2])
+        assert "QueueFull" in text
+        assert await depth(client, "small") == durable > 0
+    commands: list[tuple[str, Any]] = [
+        ("line 1 has more than", queue("publish", where, "small", "-", stdin=b"x" * 5_000_000, status=2)),
+        ("is no k=v", queue("publish", where, "small", "x", "--header", "k", status=2)),
+        ("no such file", queue("publish", where, "small", "@/nonexistent", status=2)),
+        ("0 of 1 messages are durable; try: pf queue ls", queue("publish", where, "nosuch", "x", status=69)),
+        ("NoSuchQueue", queue("consume", where, "nosuch", status=69)),
+        ("could not connect", queue("ls", f"tcp:127.0.0.1:{free_port()}", status=7)),
+    ]
+    for expected, command in commands:
+        assert expected in await command
 
 
 class Running:
@@ -132,76 +168,89 @@ class Running:
 
     def __init__(self, *words: str) -> None:
         self.process = subprocess.Popen(
-            [*PF, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), bufsize=0
+            [*PF, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(), bufsize=0
         )
         assert self.process.stdout is not None
         self._out = self.process.stdout
 
-    def line(self) -> bytes:
-        return self._out.readline()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._out.close()
+        self.process.kill()
+        self.process.wait()
+
+    def line(self) -> Any:
+        return deferToThread(self._out.readline)
 
     def close(self) -> None:
         self._out.close()
 
-    def end(self) -> int:
-        try:
-            return self.process.wait(PATIENCE)
-        finally:
-            self.process.kill()
-            assert self.process.stderr is not None
-            self.process.stderr.close()
-            self._out.close()
+    def end(self) -> Any:
+        return deferToThread(self.process.wait, PATIENCE)
 
 
-def test_an_interrupt_loses_nothing(where: str) -> None:
-    queue("declare", where, "interrupted")
-    queue("publish", where, "interrupted", *map(str, range(20)))
-    running = Running("consume", where, "interrupted", "--prefetch", "5")
-    seen = [running.line() for _ in range(20)]
-    assert seen == [b"%d\n" % number for number in range(20)]
-    queue("publish", where, "interrupted", "more")
-    assert running.line() == b"more\n"
-    running.process.send_signal(signal.SIGINT)
-    assert running.end() == 130
-    assert depth(where, "interrupted") == 0
+@pytest_twisted.ensureDeferred
+async def test_an_interrupt_loses_nothing(where: str) -> None:
+    bodies = [b"%d" % number for number in range(20)]
+    async with queue_at(where, "interrupted", *bodies) as client:
+        with Running("consume", where, "interrupted", "--prefetch", "5") as running:
+            assert [(await running.line()).strip() for _ in bodies] == bodies
+            while await depth(client, "interrupted"):
+                pass
+            running.process.send_signal(signal.SIGINT)
+            assert await running.end() == 130
+        await client.publish("interrupted", b"later")
+        assert await depth(client, "interrupted") == 1
 
 
-def test_a_closed_output_ends_it_and_what_was_not_written_is_not_acknowledged(where: str) -> None:
-    queue("declare", where, "closed")
-    queue(
-        "publish", where, "closed", "-", stdin=b"".join(b"%d " % number + bytes(1000) + b"\n" for number in range(2000))
-    )
-    running = Running("consume", where, "closed")
-    assert running.line().startswith(b"0 ")
-    running.close()
-    assert running.end() == 141
-    left = depth(where, "closed")
-    # What a pipe holds was written.
-    assert 1800 < left < 2000
-    first = queue("consume", where, "closed", "--max", "1")
-    assert first.split()[0] == f"{2000 - left}"
-    waiting = Running("consume", where, "closed", "--subject", "nothing")
-    waiting.close()
-    assert waiting.end() == 141
+@pytest_twisted.ensureDeferred
+async def test_a_closed_output_ends_it_and_what_was_not_written_is_not_acknowledged(where: str) -> None:
+    bodies = [b"%d " % number + bytes(1000) for number in range(2000)]
+    async with queue_at(where, "closed", *bodies) as client:
+        with (
+            Running("consume", where, "closed") as running,
+            Running("consume", where, "closed", "--subject", "x") as idle,
+        ):
+            assert (await running.line()).startswith(b"0 ")
+            running.close()
+            assert await running.end() == 141
+            idle.close()
+            assert await idle.end() == 141
+        left = await depth(client, "closed")
+        # What a pipe holds was written.
+        assert 1800 < left < 2000
+        (first,) = [waiting async for waiting in client.peek("closed", count=1)]
+        assert first.message.body.startswith(b"%d " % (2000 - left))
 
 
-def test_consuming_and_publishing_outlive_a_restart_of_the_server(tmp_path: Path) -> None:
+@pytest_twisted.ensureDeferred
+async def test_consuming_outlives_a_server_that_is_killed_and_started_again(tmp_path: Path) -> None:
     port = free_port()
     where = f"tcp:127.0.0.1:{port}"
-    with serving(tmp_path, port) as first:
-        queue("declare", where, "orders")
-        queue("publish", where, "orders", "before")
-        running = Running("consume", where, "orders", "--max", "2")
-        assert running.line() == b"before\n"
-        while depth(where, "orders"):
-            pass
-        first.process.kill()
-        first.process.wait(PATIENCE)
-    with serving(tmp_path, port):
-        queue("publish", where, "orders", "after")
-        assert running.line() == b"after\n"
-        assert running.end() == 0
-        assert depth(where, "orders") == 0
+    first = serving(tmp_path, port)
+    process = (await deferToThread(first.__enter__)).process
+    try:
+        async with queue_at(where, "orders", b"before") as client:
+            with Running("consume", where, "orders", "--max", "2") as running:
+                assert await running.line() == b"before\n"
+                while await depth(client, "orders"):
+                    pass
+                process.kill()
+                process.wait(PATIENCE)
+                second = serving(tmp_path, port)
+                await deferToThread(second.__enter__)
+                try:
+                    await client.publish("orders", b"after", dedup="key")
+                    assert await running.line() == b"after\n"
+                    assert await running.end() == 0
+                    assert await depth(client, "orders") == 0
+                finally:
+                    await client.stopService()
+                    await deferToThread(second.__exit__, None, None, None)
+    finally:
+        first.__exit__(None, None, None)
 
 
 def test_help_loads_no_twisted() -> None:

@@ -292,7 +292,7 @@ class QueueClient(Service):
         """What gathers messages, and publishes them in batches: for many.
 
         :param count: messages of a batch at most.
-        :param octets: of a batch at most, about; a longer message is a batch by itself.
+        :param octets: of a batch at most, about, and 1 MiB at most; a longer message is a batch by itself.
         :param seconds: for how long a message waits for others.
         :param most_waiting: messages that wait at most, before `Publisher.ready` has whoever publishes wait.
         :raises ValueError: one of them is out of its bounds.

@@ -30,6 +30,8 @@ __all__ = ["Publisher", "checked"]
 #: Batches on their way at once.
 _MOST_BATCHES = 4
 _LONGEST_TEXT = 255
+#: Octets of a batch: such as are counted here, and a call takes four times as many.
+_MOST_OCTETS = 1024 * 1024
 #: Octets that a message takes beside its texts, about.
 _OVERHEAD = 64
 #: Octets of a batch that goes in one piece.  One that does not is overtaken by what is sent after it.
@@ -63,7 +65,7 @@ class Publisher:
         most_waiting: int,
     ) -> None:
         _bounded("count", count, 1, MOST_AT_ONCE)
-        _bounded("octets", octets, 1, LARGEST_BODY)
+        _bounded("octets", octets, 1, _MOST_OCTETS)
         _bounded("seconds", seconds, 0, 3600)
         _bounded("most_waiting", most_waiting, 1, 10_000_000)
         self._reactor = reactor
