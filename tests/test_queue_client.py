@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -251,6 +252,27 @@ async def test_a_delivery_of_a_lost_connection_can_be_settled_over_the_next() ->
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_was_not_handed_out_when_the_connection_was_lost_comes_again_uncounted() -> None:
+    async with served() as server, client_of(server, reconnect=QUICK) as queue:
+        await queue.declare("orders")
+        await publish_numbers(queue, "orders", 10)
+        async with queue.consume("orders") as consumer:
+            (first,) = await consumer.take(1)
+            # What could come has come when this is answered.
+            await queue.statistics("orders")
+            server.drop_connections()
+            await until(lambda: server.watch.calls["consume"] == 2)
+            messages: list[Any] = []
+            while len(messages) < 10:
+                messages += await consumer.take()
+            messages.sort(key=lambda message: message.sequence)
+            assert messages[0].sequence == first.sequence
+            assert [message.attempt for message in messages] == [2] + [1] * 9
+            await gatherResults([message.ack() for message in messages])
+        assert (await queue.statistics("orders")).depth == 0
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_queue_s_own_error_ends_a_consumer() -> None:
     async with served() as server, client_of(server) as queue:
         with pytest.raises(NoSuchQueue):
@@ -339,6 +361,36 @@ async def test_repetition_ends_at_the_deadline_and_says_why_and_that_it_may_have
             await queue.publish("orders", b"again and again", dedup="key")
         assert raised.value.may_have_run
         assert server.watch.calls["publish"] > 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_call_has_its_own_time_whatever_it_follows() -> None:
+    async with served() as server, client_of(server, timeout=0.5) as queue:
+        await queue.declare("orders")
+        loop_ends = time.monotonic() + 0.8
+        done: Deferred[None] = Deferred()
+
+        def again(_: Any) -> None:
+            if time.monotonic() < loop_ends:
+                queue.statistics("orders").addCallbacks(again, done.errback)
+            else:
+                done.callback(None)
+
+        again(None)
+        publisher = queue.publisher("orders", count=1)
+        consumer = queue.consume("orders", prefetch=1)
+        receipts, acks = [], []
+        while time.monotonic() < loop_ends:
+            await publisher.ready()
+            # Always more than can be on their way.
+            receipts += [publisher.publish(b"x") for _ in range(20 - publisher.waiting)]
+            (message,) = await consumer.take(1)
+            acks.append(message.ack())
+        await done
+        await publisher.flush()
+        await gatherResults(receipts)
+        await gatherResults(acks)
+        await consumer.aclose()
 
 
 @pytest_twisted.ensureDeferred

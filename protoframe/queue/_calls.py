@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from contextvars import Context
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -15,7 +16,7 @@ from twisted.internet.task import deferLater
 from protoframe import DeadlineExceeded, Error, TryLater, Unavailable, timeout
 from protoframe.queue._contract import MOST_AT_ONCE, LeaseLost, Queue, Settled, Tag
 
-__all__ = ["Settling", "insist", "is_passing", "never_ran", "own_copy"]
+__all__ = ["Settling", "insist", "is_passing", "never_ran", "own_copy", "run_in"]
 
 T = TypeVar("T")
 
@@ -39,6 +40,21 @@ def never_ran(error: Error) -> bool:
 def own_copy(error: BaseException) -> BaseException:
     """The same error for somebody else, with a traceback of its own."""
     return copy.copy(error)
+
+
+def run_in(context: Context, coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
+    """Runs a coroutine in a context, and what is called back with its result too.
+
+    What fires a call's Deferred has its callbacks surrounded by the call's own deadline: who goes on from there, or
+    waits, is to have their own.
+    """
+    running: Deferred[T] = context.copy().run(Deferred.fromCoroutine, coroutine)
+    done: Deferred[T] = Deferred(lambda _: running.cancel())
+    running.addCallbacks(
+        lambda result: context.copy().run(done.callback, result),
+        lambda failure: context.copy().run(done.errback, failure),
+    )
+    return done
 
 
 async def insist(
@@ -73,6 +89,7 @@ class Settling:
     """Settles the deliveries of a queue, to one group: what is asked for in one turn of the reactor goes in one call.
 
     :param insist: makes a call, again where need be.  That is safe, for a tag is settled once.
+    :param context: where the calls are made: they are of several who asked.
     """
 
     def __init__(
@@ -82,12 +99,14 @@ class Settling:
         queue: str,
         group: str,
         insist: Callable[[Callable[[], Awaitable[Settled]]], Coroutine[Any, Any, Settled]],
+        context: Context,
     ) -> None:
         self.queue = queue
         self.group = group
         self._reactor = reactor
         self._calls = calls
         self.insist = insist
+        self.context = context
         self._gathered: dict[Hashable, _Gathered] = {}
 
     def acknowledge(self, tag: Tag) -> Deferred[None]:
@@ -109,7 +128,7 @@ class Settling:
     def give_back(self, tags: Sequence[Tag]) -> Deferred[None]:
         """Has what nobody has looked at be delivered again, at once; fires when that is done, or cannot be."""
         calls: list[Deferred[Any]] = [
-            Deferred.fromCoroutine(self._give_back(tags[start : start + MOST_AT_ONCE]))
+            run_in(self.context, self._give_back(tags[start : start + MOST_AT_ONCE]))
             for start in range(0, len(tags), MOST_AT_ONCE)
         ]
         return DeferredList(calls, consumeErrors=True).addCallback(lambda _: None)
@@ -180,7 +199,7 @@ class _Gathered:
         del self._waiting[:MOST_AT_ONCE]
         self._calls += 1
         tags = [tag for tag, _ in several]
-        sending: Deferred[Settled] = Deferred.fromCoroutine(self._settling.insist(lambda: self._call(tags)))
+        sending = run_in(self._settling.context, self._settling.insist(lambda: self._call(tags)))
         sending.addBoth(self._settled, several)
 
     def _settled(self, result: Any, several: list[tuple[Tag, Deferred[None]]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any, TypedDict, TypeVar, Unpack
 from weakref import WeakValueDictionary
@@ -28,7 +29,7 @@ from protoframe import (
     Unauthenticated,
     VersionMismatch,
 )
-from protoframe.queue._calls import Settling, insist, is_passing, never_ran
+from protoframe.queue._calls import Settling, insist, is_passing, never_ran, run_in
 from protoframe.queue._consumer import Consumer, Consuming
 from protoframe.queue._contract import (
     DeliveryPolicy,
@@ -119,6 +120,7 @@ class QueueClient(Service):
         # What is done for consumers that are left.
         self._held: dict[Deferred[Any], None] = {}
         self._was_stopped = False
+        self._context = copy_context()
 
     def __repr__(self) -> str:
         return f"<QueueClient of {self._client.where}: {self._client.state.value}>"
@@ -408,12 +410,12 @@ class QueueClient(Service):
         settling = self._settlings.get((name, group))
         if settling is None:
             settling = self._settlings[name, group] = Settling(
-                self.reactor, self.calls, name, group, lambda call: self._insist(call, is_passing)
+                self.reactor, self.calls, name, group, lambda call: self._insist(call, is_passing), self._context
             )
         return settling
 
     def _call(self, call: Callable[[], Awaitable[T]], may_repeat: Callable[[Error], bool] = never_ran) -> Deferred[T]:
-        return Deferred.fromCoroutine(self._insist(call, may_repeat))
+        return run_in(copy_context(), self._insist(call, may_repeat))
 
     async def _insist(self, call: Callable[[], Awaitable[T]], may_repeat: Callable[[Error], bool]) -> T:
         return await insist(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
 from protoframe import LocalProtocolError
-from protoframe.queue._calls import own_copy
+from protoframe.queue._calls import own_copy, run_in
 from protoframe.queue._contract import (
     HIGHEST_PRIORITY,
     LARGEST_BODY,
@@ -47,8 +48,8 @@ class Publisher:
     batches are on their way at once.  `publish` fires when its message is durable.  ``async with`` waits at the end
     until every message has its outcome.
 
-    Messages are stored in the order of `publish`; only where a batch fails and is published again, those of the next may
-    be before it.
+    Messages are stored in the order of `publish`; only where a batch fails and is published again, those of the next
+    may be before it.
 
     :ivar waiting: messages that wait for their batch to begin.
     """
@@ -84,6 +85,8 @@ class Publisher:
         # Whether what waits goes though it is no whole batch.
         self._is_due = False
         self._is_closed = False
+        # That of who made this: a batch has messages of several.
+        self._context = copy_context()
         self._ready: deque[Deferred[None]] = deque()
         self._flushed: list[Deferred[None]] = []
 
@@ -208,7 +211,7 @@ class Publisher:
             self._timer.cancel()
             self._timer = None
         self._batches += 1
-        sending = Deferred.fromCoroutine(self._publish_batch(batch))
+        sending = run_in(self._context, self._publish_batch(batch))
         sending.addBoth(self._sent, self._is_overtaken)
 
     async def _publish_batch(self, batch: list[tuple[Message, Deferred[Receipt]]]) -> None:
