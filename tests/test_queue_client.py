@@ -21,6 +21,7 @@ from protoframe import (
     ConnectionLost,
     DeadlineExceeded,
     LocalProtocolError,
+    metadata,
     timeout,
 )
 from protoframe.queue import (
@@ -335,16 +336,16 @@ async def test_a_message_with_a_key_is_published_again_after_a_failure_and_one_w
             if next(failures, False):
                 raise StoreFailed("the disk is gone")
 
-        server.watch.after["publish"] = fail
+        server.watch.after["publish_batch"] = fail
         receipt = await queue.publish("orders", b"once", dedup="key")
         assert receipt.is_duplicate
-        assert server.watch.calls["publish"] == 3
+        assert server.watch.calls["publish_batch"] == 3
         assert (await queue.statistics("orders")).depth == 1
         failures = iter([True])
         with pytest.raises(StoreFailed) as raised:
             await queue.publish("orders", b"perhaps")
         assert raised.value.may_have_run
-        assert server.watch.calls["publish"] == 4
+        assert server.watch.calls["publish_batch"] == 4
 
 
 @pytest_twisted.ensureDeferred
@@ -444,7 +445,7 @@ async def test_a_publisher_has_whoever_publishes_wait() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_message_that_cannot_be_fails_alone_and_a_full_queue_fails_all() -> None:
+async def test_a_message_that_cannot_be_or_has_no_room_fails_alone() -> None:
     async with served() as server, client_of(server) as queue:
         await queue.declare("last", order="last-value")
         async with queue.publisher("last", count=4) as publisher:
@@ -459,13 +460,69 @@ async def test_a_message_that_cannot_be_fails_alone_and_a_full_queue_fails_all()
         assert (await queue.statistics("last")).depth == 2
         await queue.declare("small", max_messages=2)
         async with queue.publisher("small") as publisher:
-            results = [publisher.publish(b"x") for _ in range(3)]
+            results = [publisher.publish(b"x") for _ in range(4)]
+        assert [(await result).sequence for result in results[:2]] == [1, 2]
         errors = []
-        for result in results:
+        for result in results[2:]:
             with pytest.raises(QueueFull) as raised:
                 await result
             errors.append(raised.value)
-        assert len({id(error) for error in errors}) == 3
+        assert len({id(error) for error in errors}) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_published_in_one_turn_goes_in_one_call_and_keeps_its_order() -> None:
+    async with served() as server, client_of(server) as queue:
+        await queue.declare("orders", dedup_window=60, max_messages=7)
+        publishing = [queue.publish("orders", b"%d" % number) for number in range(3)]
+        publishing += [queue.publish("orders", b"3", dedup="a"), queue.publish("orders", b"4", dedup="b")]
+        publishing += [queue.publish("orders", b"5"), queue.publish("orders", b"6")]
+        assert [receipt.sequence for receipt in await gatherResults(publishing)] == [1, 2, 3, 4, 5, 6, 7]
+        # With keys and without go apart: where nobody knows whether they are stored, only those with may go again.
+        assert [len(call.messages) for call in server.watch.arguments["publish_batch"]] == [3, 2, 2]
+        shown = [waiting.message.body async for waiting in queue.peek("orders")]
+        assert shown == [b"%d" % number for number in range(7)]
+        publishing = [queue.publish("orders", b"8"), queue.publish("orders", b"9", dedup="a")]
+        with pytest.raises(QueueFull):
+            await publishing[0]
+        assert (await publishing[1]).is_duplicate
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_deadline_or_metadata_surround_goes_by_itself() -> None:
+    async with served() as server, client_of(server) as queue:
+        await queue.declare("orders")
+        with timeout(5.0):
+            both = [queue.publish("orders", b"a"), queue.publish("orders", b"b")]
+        with metadata(tenant="x"):
+            both.append(queue.publish("orders", b"c"))
+        await gatherResults(both)
+        assert server.watch.calls["publish"] == 3
+        assert server.watch.calls["publish_batch"] == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_is_stopped_publishes_what_it_was_given() -> None:
+    async with served() as server:
+        async with client_of(server) as queue:
+            await queue.declare("orders")
+            publishing = queue.publish("orders", b"last")
+        assert (await publishing).sequence == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_consumer_with_a_limit_ends_by_itself_and_has_no_more_delivered() -> None:
+    async with served() as server, client_of(server) as queue:
+        await queue.declare("orders")
+        await publish_numbers(queue, "orders", 10)
+        seen = []
+        async for message in queue.consume("orders", prefetch=2, limit=3):
+            seen.append(message.body)
+            await message.ack()
+        assert seen == [b"0", b"1", b"2"]
+        statistics = await queue.statistics("orders")
+        assert depth(statistics) == (7, 0)
+        assert statistics.groups[0].delivered == 3
 
 
 @pytest_twisted.ensureDeferred

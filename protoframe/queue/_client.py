@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from protoframe import (
@@ -26,8 +26,11 @@ from protoframe import (
     Error,
     Limits,
     Token,
+    TooManyCalls,
     Unauthenticated,
     VersionMismatch,
+    current_metadata,
+    remaining,
 )
 from protoframe.queue._calls import Settling, insist, is_passing, never_ran, run_in
 from protoframe.queue._consumer import Consumer, Consuming
@@ -44,7 +47,7 @@ from protoframe.queue._contract import (
     Storage,
     Waiting,
 )
-from protoframe.queue._publisher import Publisher, checked
+from protoframe.queue._publisher import ONE_PIECE, Publisher, checked
 
 __all__ = ["QueueClient", "SettingsFields"]
 
@@ -52,6 +55,10 @@ T = TypeVar("T")
 
 #: Seconds after which somebody who waits for a connection looks whether there never will be one.
 _LOOK = 5.0
+#: Messages that go in one call at most, of those that are published in one turn of the reactor.
+_TOGETHER = 1000
+#: Messages of a queue that wait for that.
+_MOST_WAITING = 65_536
 
 
 class SettingsFields(TypedDict, total=False):
@@ -87,11 +94,11 @@ class QueueClient(Service):
     fails at once where no server can be reached.  It is an `IService` too: then it connects for as long as it runs, and
     calls wait for a server.
 
-    All that it does takes ``timeout`` seconds at most, or less where ``with protoframe.timeout(...)`` surrounds it, but
-    for the iterators: those take as long as they take.  What an error means, and what was done where it is raised, its
-    class and `Error.may_have_run` say.
+    All that it does takes ``timeout`` seconds at most, or what ``with protoframe.timeout(...)`` says that surrounds it,
+    but for the iterators: those take as long as they take.  What an error means, and what was done where it is raised,
+    its class and `Error.may_have_run` say.
 
-    When it is stopped, what was acknowledged goes to the server before.
+    When it is stopped, what was published and acknowledged goes to the server before.
 
     :param where: the server, as `protoframe.connect` takes it.
     :param token: shows the server who calls.
@@ -116,6 +123,7 @@ class QueueClient(Service):
         limits = dataclasses.replace(limits if limits is not None else Limits(), default_timeout=timeout)
         self._client = Client(reactor, where, Queue, token=token, limits=limits, reconnect=reconnect)
         self._consumers: dict[Consuming, None] = {}
+        self._publishers: dict[str, Publisher] = {}
         self._settlings: WeakValueDictionary[tuple[str, str], Settling] = WeakValueDictionary()
         # What is done for consumers that are left.
         self._held: dict[Deferred[Any], None] = {}
@@ -139,10 +147,12 @@ class QueueClient(Service):
         self._was_stopped = True
         ending = [consuming.stop() for consuming in list(self._consumers)]
         settling = [one.flush() for one in list(self._settlings.values())]
+        publishing = [one.flush() for one in list(self._publishers.values())]
         if not self.is_up:
             # There is nobody to tell.
             return self._client.stopService()
-        return DeferredList([*ending, *settling, *self._held]).addCallback(lambda _: self._client.stopService())
+        waits = DeferredList([*ending, *settling, *publishing, *self._held])
+        return waits.addCallback(lambda _: self._client.stopService())
 
     async def __aenter__(self) -> QueueClient:  # noqa: PYI034 - there is no other
         self.startService()
@@ -242,6 +252,9 @@ class QueueClient(Service):
     ) -> Deferred[Receipt]:
         """Publishes a message; fires with its receipt when it is durable.  The parameters are those of `Message`.
 
+        What is published in one turn of the reactor, to one queue, goes in few calls, but where a deadline
+        or metadata surround it.
+
         After the loss of the connection, or a failure of the server, it is published again where it certainly was not
         stored, or where it has a key in ``dedup``, until the time is over.  A queue without a ``dedup_window`` may
         store it twice then.
@@ -257,6 +270,11 @@ class QueueClient(Service):
             dedup=dedup,
         )
         checked(name, message)
+        if remaining() is None and not current_metadata():
+            together = self._together(name)
+            if together.waiting >= _MOST_WAITING:
+                return fail(TooManyCalls(f"{together.waiting} messages wait to be published"))
+            return together.add(message)
         return self._call(
             lambda: self.calls.publish(
                 name,
@@ -318,6 +336,7 @@ class QueueClient(Service):
         subject: str = "",
         headers: Mapping[str, str] | None = None,
         exclusive: bool = False,
+        limit: int | None = None,
     ) -> Consumer:
         """Messages of a queue, as they come, through the loss of connections and servers.
 
@@ -332,9 +351,12 @@ class QueueClient(Service):
         :param subject: only messages whose subject has these words: ``*`` stands for one, ``#`` for any number.
         :param headers: and that have these headers.
         :param exclusive: as the group's only consumer.
+        :param limit: messages after which it ends; no more are taken from the queue.
         """
         return Consumer(
-            Consuming(self, self._settling(name, group), prefetch, subject, headers or {}, exclusive=exclusive)
+            Consuming(
+                self, self._settling(name, group), prefetch, subject, headers or {}, exclusive=exclusive, limit=limit
+            )
         )
 
     # For consumers.
@@ -406,6 +428,23 @@ class QueueClient(Service):
 
         doing.addBoth(done)
 
+    def _together(self, name: str) -> Publisher:
+        """What gathers the messages to a queue that are published in one turn of the reactor."""
+        publisher = self._publishers.get(name)
+        if publisher is None:
+            publisher = self._publishers[name] = Publisher(
+                self.reactor,
+                name,
+                lambda messages: self.publish_batch(name, messages),
+                count=_TOGETHER,
+                octets=ONE_PIECE,
+                seconds=0,
+                most_waiting=_MOST_WAITING,
+                context=self._context,
+                idle=lambda: self._publishers.pop(name, None),
+            )
+        return publisher
+
     def _settling(self, name: str, group: str) -> Settling:
         settling = self._settlings.get((name, group))
         if settling is None:
@@ -418,6 +457,6 @@ class QueueClient(Service):
         return run_in(copy_context(), self._insist(call, may_repeat))
 
     async def _insist(self, call: Callable[[], Awaitable[T]], may_repeat: Callable[[Error], bool]) -> T:
-        return await insist(
-            self.reactor, self._timeout, call, lambda error: not self._was_stopped and may_repeat(error)
-        )
+        left = remaining()
+        seconds = self._timeout if left is None else max(left, 0.0)
+        return await insist(self.reactor, seconds, call, lambda error: not self._was_stopped and may_repeat(error))

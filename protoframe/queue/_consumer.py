@@ -6,6 +6,7 @@ Knows streams of deliveries, and what becomes of those that nobody takes; not ho
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from types import TracebackType
@@ -241,6 +242,7 @@ class Consuming:
         subject: str,
         headers: Mapping[str, str],
         exclusive: bool,
+        limit: int | None,
     ) -> None:
         self._queue = queue
         self._settling = settling
@@ -248,6 +250,8 @@ class Consuming:
         self._subject = subject
         self._headers = dict(headers)
         self._exclusive = exclusive
+        # Messages that may yet be taken.
+        self._left = math.inf if limit is None else limit
         self._came: deque[Delivery] = deque()
         self._octets = 0
         self._reader: Deferred[None] | None = None
@@ -274,7 +278,7 @@ class Consuming:
         if self._pump is None and not self._is_left:
             self._start()
         while self._is_left or not self._came:
-            if self._has_ended or self._is_left:
+            if self._has_ended or self._is_left or not self._left:
                 error, self._error = self._error, None
                 if error is not None:
                     raise error
@@ -291,6 +295,7 @@ class Consuming:
         if not self._came or self._is_left:
             return None
         delivery = self._came.popleft()
+        self._left -= 1
         self._octets -= len(delivery.body)
         if self._room is not None and self._octets < _MOST_OCTETS // 2:
             self._wake_pump()
@@ -355,6 +360,8 @@ class Consuming:
         lost_at: float | None = None
         while True:
             await self._queue.when_up()
+            if not self._left:
+                return
             if self._unseen:
                 # They were delivered by a stream that is lost, and looked at by nobody.
                 unseen, self._unseen = self._unseen, []
@@ -393,7 +400,13 @@ class Consuming:
     async def _consume(self) -> None:
         """Takes what comes of one stream, to its end."""
         stream = self._queue.calls.consume(
-            self._settling.queue, self._settling.group, self._prefetch, self._subject, self._headers, self._exclusive
+            self._settling.queue,
+            self._settling.group,
+            self._prefetch,
+            self._subject,
+            self._headers,
+            self._exclusive,
+            None if self._left == math.inf else int(self._left),
         )
         deliveries = aiter(stream)
         async for delivery in deliveries:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 
 from protoframe import LocalProtocolError
 from protoframe.queue._calls import own_copy, run_in
@@ -23,10 +23,11 @@ from protoframe.queue._contract import (
     MOST_AT_ONCE,
     InvalidMessage,
     Message,
+    QueueFull,
     Receipt,
 )
 
-__all__ = ["Publisher", "checked"]
+__all__ = ["ONE_PIECE", "Publisher", "checked"]
 
 #: Batches on their way at once.
 _MOST_BATCHES = 4
@@ -36,7 +37,7 @@ _MOST_OCTETS = 1024 * 1024
 #: Octets that a message takes beside its texts, about.
 _OVERHEAD = 64
 #: Octets of a batch that goes in one piece.  One that does not is overtaken by what is sent after it.
-_ONE_PIECE = 48 * 1024
+ONE_PIECE = 48 * 1024
 
 _Publish = Callable[[list[Message]], Deferred[list[Receipt]]]
 
@@ -64,6 +65,8 @@ class Publisher:
         octets: int,
         seconds: float,
         most_waiting: int,
+        context: Context | None = None,
+        idle: Callable[[], Any] | None = None,
     ) -> None:
         _bounded("count", count, 1, MOST_AT_ONCE)
         _bounded("octets", octets, 1, _MOST_OCTETS)
@@ -85,8 +88,9 @@ class Publisher:
         # Whether what waits goes though it is no whole batch.
         self._is_due = False
         self._is_closed = False
-        # That of who made this: a batch has messages of several.
-        self._context = copy_context()
+        # That of who made this, where no other is given: a batch has messages of several.
+        self._context = context if context is not None else copy_context()
+        self._idle = idle
         self._ready: deque[Deferred[None]] = deque()
         self._flushed: list[Deferred[None]] = []
 
@@ -120,8 +124,8 @@ class Publisher:
 
         Whoever publishes more without waiting for that waits for `ready` before each.
 
-        It fails with `InvalidMessage` for a message that cannot be; that fails no other.  What else becomes of a batch,
-        such as `QueueFull`, becomes of each of its messages.
+        It fails with `InvalidMessage` for a message that cannot be, and with `QueueFull` for one that has no room; that
+        fails no other.  What else becomes of a batch becomes of each of its messages.
         """
         if self._is_closed:
             raise LocalProtocolError("the publisher is closed")
@@ -135,12 +139,15 @@ class Publisher:
             delay=delay,
             dedup=dedup,
         )
-        done: Deferred[Receipt] = Deferred()
         try:
             checked(self._queue, message)
         except InvalidMessage as error:
-            done.errback(error)
-            return done
+            return fail(error)
+        return self.add(message)
+
+    def add(self, message: Message) -> Deferred[Receipt]:
+        """The same, of a message that was looked at."""
+        done: Deferred[Receipt] = Deferred()
         size = _size(message)
         self._waiting.append((message, done, size))
         self._waiting_octets += size
@@ -194,19 +201,23 @@ class Publisher:
             flushed, self._flushed = self._flushed, []
             for one in flushed:
                 one.callback(None)
+            if self._idle is not None:
+                self._idle()
 
     def _send_batch(self) -> None:
         batch: list[tuple[Message, Deferred[Receipt]]] = []
         octets = 0
+        # One without a key would keep the others from being published again, where nobody knows whether they were.
+        has_keys = bool(self._waiting[0][0].dedup)
         while self._waiting and len(batch) < self._count:
             message, done, size = self._waiting[0]
-            if batch and octets + size > self._octets:
+            if batch and (octets + size > self._octets or bool(message.dedup) is not has_keys):
                 break
             self._waiting.popleft()
             batch.append((message, done))
             octets += size
         self._waiting_octets -= octets
-        self._is_overtaken = octets > _ONE_PIECE
+        self._is_overtaken = octets > ONE_PIECE
         if self._timer is not None and not self._waiting:
             self._timer.cancel()
             self._timer = None
@@ -217,11 +228,11 @@ class Publisher:
     async def _publish_batch(self, batch: list[tuple[Message, Deferred[Receipt]]]) -> None:
         try:
             receipts = await self._publish([message for message, _ in batch])
-        except InvalidMessage as error:
+        except (InvalidMessage, QueueFull) as error:
             if len(batch) == 1:
                 batch[0][1].errback(error)
                 return
-            # The server has stored none: which one it is that it does not take, the others need not suffer for.
+            # The server has stored none: the others need not suffer for the one that it does not take.
             for one in batch:
                 await self._publish_batch([one])
         except BaseException as error:
