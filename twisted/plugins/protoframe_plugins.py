@@ -14,3 +14,9 @@ serve = ServiceMaker(
     "Serve any protoframe Protocol: --protocol package.module:Name.",
     "pf-serve",
 )
+files = ServiceMaker(
+    "protoframe server of files",
+    "protoframe.servers.files",
+    "Serve the files below a directory, verified at both ends: --root DIR.",
+    "pf-files",
+)
