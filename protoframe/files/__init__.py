@@ -41,6 +41,7 @@ from protoframe.files._contract import (
 )
 from protoframe.files._names import split_path
 from protoframe.files._progress import Problem, Progress, Summary
+from protoframe.files._trees import Direction
 
 __all__ = [
     "FILES_LIMITS",
@@ -51,6 +52,7 @@ __all__ = [
     "CorruptCopy",
     "Digest",
     "DigestUnavailable",
+    "Direction",
     "Entry",
     "Exists",
     "FileClient",

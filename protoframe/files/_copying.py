@@ -192,7 +192,8 @@ class Receiver:
     :param disk: writes it.
     :param partial: the copy, just opened.
     :param commit: called in a thread when all is verified and durable: it puts the file into its place.
-    :param got: called with the size of each block that is written down, and those that were there already.
+    :param began: called with the bytes that are there already.
+    :param got: called with the bytes of blocks that were dealt with.
     """
 
     def __init__(
@@ -200,11 +201,13 @@ class Receiver:
         disk: Disk,
         partial: Partial,
         commit: Callable[[], Any],
+        began: Callable[[int], None] | None = None,
         got: Callable[[int], None] | None = None,
     ) -> None:
         self._disk = disk
         self._partial = partial
         self._commit = commit
+        self._began = began
         self._got = got
         self._bell = Bell()
         self._room = Bell()
@@ -243,8 +246,8 @@ class Receiver:
         if blocks.missing < blocks.count:
             # Of an earlier attempt: believed when the disk says the same.
             await self._verify()
-        if self._got is not None:
-            self._got(blocks.size - blocks.missing_size())
+        if self._began is not None:
+            self._began(blocks.size - blocks.missing_size())
         yield Want(blocks.missing_ranges(), self._window)
         while self.receipt is None:
             while not self._queue:

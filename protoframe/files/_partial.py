@@ -28,7 +28,7 @@ from protoframe.files._blocks import (
 )
 from protoframe.files._contract import BadTransfer, Block, Holes, Same, Sent, Source, Superseded
 from protoframe.files._disk import start_writeback
-from protoframe.files._tree import Tree, size_at
+from protoframe.files._tree import Tree, open_regular, size_at
 
 __all__ = ["Partial", "clean_partials"]
 
@@ -94,6 +94,29 @@ class Partial:
         os.lseek(self._journal, 0, os.SEEK_END)
         os.ftruncate(self._data, self.source.size)
         self._note(journal_attempt(self.key, self.attempts))
+        if not attempts:
+            with suppress(OSError):
+                self._seed()
+
+    def _seed(self) -> None:
+        """Begins with what is in the place already, if that seems to be the same: after a receipt that got lost, say."""
+        with self._tree.parent(self.path) as (directory, name):
+            fd = open_regular(directory, name)
+        try:
+            status = os.fstat(fd)
+            if (status.st_size, status.st_mtime_ns) != (self.source.size, self.source.mtime_ns):
+                return
+            blocks = self.blocks
+            for index in range(blocks.count):
+                data = os.pread(fd, blocks.block_size, index * blocks.block_size)
+                if len(data) == blocks.length(index):
+                    digest = self._function(data)
+                    if digest != self._zero:
+                        _write_at(self._data, data, index * blocks.block_size)
+                    blocks.add(index, digest)
+                    self._note(journal_block(self.key, index, digest))
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Lets it go, to be gone on with, when what uses it has ended."""
