@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 
 from twisted.internet.defer import Deferred
 
-from protoframe.files._copying import Bell
 from protoframe.files._contract import Outcome, SmallFile
+from protoframe.files._copying import Bell
 from protoframe.files._disk import Disk
 from protoframe.files._small import BatchWriter, Staged
 

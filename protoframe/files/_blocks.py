@@ -8,6 +8,7 @@ which block is wrong.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import struct
 import zlib
 from collections.abc import Callable, Iterable
@@ -54,12 +55,12 @@ def digest_function(digest: Digest) -> DigestFunction:
         sha256 = hashlib.sha256
         return lambda octets: sha256(octets).digest()
     try:
-        import blake3
+        blake3: Any = importlib.import_module("blake3")
     except ImportError:
         raise DigestUnavailable(
             "BLAKE3 takes the package blake3, which is not installed at this end", digest=digest.value
         ) from None
-    make: Any = blake3.blake3
+    make = blake3.blake3
     return lambda octets: bytes(make(octets).digest())
 
 

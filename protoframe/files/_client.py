@@ -284,9 +284,7 @@ class FileClient:
         counted = _Counted(meter)
         meter.path = name
         try:
-            size = await self.persist(
-                lambda: self._get_once(remote, tree, name, counted), meter, lambda: counted.most
-            )
+            size = await self.persist(lambda: self._get_once(remote, tree, name, counted), meter, lambda: counted.most)
         except BaseException:
             counted.settle(0)
             raise

@@ -48,8 +48,8 @@ __all__ = [
     "NoSuchPath",
     "NotEmpty",
     "Offer",
-    "Outcome",
     "OutOfSpace",
+    "Outcome",
     "OverQuota",
     "ReadOnly",
     "Receipt",
@@ -314,7 +314,7 @@ class Files(Protocol):
 
         :raises NoSuchPath: nothing that the caller may have.
         """
-        ...
+        raise NotImplementedError
 
     @request(idempotent=True, raises=[NoSuchPath])
     def list(self, path: str = "", recursive: bool = False) -> AsyncIterator[Entry]:
@@ -322,27 +322,27 @@ class Files(Protocol):
 
         :raises NoSuchPath: it is no directory that the caller may have.
         """
-        ...
+        raise NotImplementedError
 
     @request(raises=_READING)
     def read(self, path: str, digest: Digest, answers: AsyncIterator[Answer]) -> AsyncIterator[Sent]:
         """Copies a file to the caller: an `Offer`, and when the caller has said what it wants, that."""
-        ...
+        raise NotImplementedError
 
     @request(raises=_STORING)
     def write(self, path: str, source: Source, sent: AsyncIterator[Sent]) -> AsyncIterator[Answer]:
         """Copies a file from the caller: a `Want`, and when all is there and in its place, a `Receipt`."""
-        ...
+        raise NotImplementedError
 
     @request(raises=[NoSuchPath, DigestUnavailable])
     def read_many(self, paths: AsyncIterator[Paths], digest: Digest) -> AsyncIterator[SmallFile | Missing]:
         """Copies small files to the caller, in the order of the paths."""
-        ...
+        raise NotImplementedError
 
     @request(raises=[DigestUnavailable])
     def write_many(self, files: AsyncIterator[SmallFile], digest: Digest) -> AsyncIterator[Outcomes]:
         """Copies small files from the caller; what became of each, in order, once it is durable."""
-        ...
+        raise NotImplementedError
 
     @request(idempotent=True, raises=[*_READING], timeout=_LONG)
     async def verify(self, path: str, digest: Digest = Digest.SHA256, block_size: int = 0) -> Verified:
@@ -350,19 +350,19 @@ class Files(Protocol):
 
         :param block_size: that of the digest; 0 for what the server takes for a file of this size.
         """
-        ...
+        raise NotImplementedError
 
     @request(raises=[NoSuchPath, ReadOnly, NotEmpty], timeout=60.0)
     async def remove(self, path: str) -> None:
         """Removes a file, or a directory that is empty."""
-        ...
+        raise NotImplementedError
 
     @request(raises=[NoSuchPath, ReadOnly], timeout=60.0)
     async def rename(self, path: str, to: str) -> None:
         """Renames a file or a directory; a file that has the new name is replaced."""
-        ...
+        raise NotImplementedError
 
     @request(idempotent=True, raises=[NoSuchPath, ReadOnly, Exists, OutOfSpace], timeout=60.0)
     async def mkdir(self, path: str, parents: bool = False) -> None:
         """Makes a directory; with ``parents`` those above it too, and one that is there is none too many."""
-        ...
+        raise NotImplementedError

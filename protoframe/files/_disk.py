@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, execute
 from twisted.python.failure import Failure
 
-__all__ = ["Disk", "start_writeback", "sync_filesystem"]
+__all__ = ["Disk", "keep_memory", "start_writeback", "sync_filesystem"]
 
 T = TypeVar("T")
 
@@ -24,6 +24,21 @@ _sync_file_range = getattr(_libc, "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _SYNC_FILE_RANGE_WRITE = 2
+
+_mallopt = getattr(_libc, "mallopt", None)
+#: glibc's numbers: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX; and what each is set to.
+_MALLOC = {-3: 64 << 20, -1: 128 << 20, -2: 4 << 20, -8: 1}
+
+
+def keep_memory() -> None:
+    """Has the process keep the memory of its blocks, rather than give it back and have it cleared and mapped anew.
+
+    That would take more time than to read, send and verify them.  It is a setting of the whole process, for glibc; what
+    is kept is no more than what was in use at once.
+    """
+    if _mallopt is not None:
+        for name, value in _MALLOC.items():
+            _mallopt(name, value)
 
 
 def sync_filesystem(fd: int) -> bool:
@@ -55,6 +70,7 @@ class Disk:
     """
 
     def __init__(self, reactor: Any, threads: int = 4) -> None:
+        keep_memory()
         self._reactor = reactor
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pf-files") if threads else None
         self.threads = threads

@@ -99,7 +99,7 @@ class Partial:
                 self._seed()
 
     def _seed(self) -> None:
-        """Begins with what is in the place already, if that seems to be the same: after a receipt that got lost, say."""
+        """Begins with what is in the place already, if that seems to be the same: a receipt may have got lost."""
         with self._tree.parent(self.path) as (directory, name):
             fd = open_regular(directory, name)
         try:

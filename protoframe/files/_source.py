@@ -96,7 +96,8 @@ class SourceFile:
             return self.blocks.root(self._function)
 
     def check(self) -> None:
-        """
+        """Looks whether it is as it was.
+
         :raises SourceChanged: the file has changed since it was opened.
         """
         if _identity(os.fstat(self._fd)) != self._status:

@@ -1,4 +1,4 @@
-"""A directory tree that nothing gets out of: every step below the root is taken from a descriptor, and no link followed.
+"""A directory tree that nothing gets out of: each step below the root is from a descriptor, and follows no link.
 
 Knows the file system, by calls that block; not who asks, nor what is permitted.  Whoever swaps a directory for a
 symbolic link meanwhile gains nothing: a step either finds a directory itself, or fails.  Only regular files and

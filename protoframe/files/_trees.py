@@ -10,17 +10,16 @@ import enum
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 
 from protoframe import Error, Unavailable
 from protoframe.files._batches import Batches
-from protoframe.files._blocks import BlockMap
 from protoframe.files._contract import (
     BadTransfer,
     CorruptCopy,
-    Digest,
     Entry,
     FileTooLarge,
     Kind,
@@ -153,6 +152,8 @@ class TreeCopy:
         self._large = _Queue()
         self._compare = _Queue()
         self._extra: list[Entry] = []
+        self._found_files = 0
+        self._found_octets = 0
 
     async def run(self, *, differing: bool) -> None:
         """Copies everything, or with ``differing`` what differs.
@@ -209,18 +210,15 @@ class TreeCopy:
                 target = await anext(targets, None)
                 while source is not None or target is not None:
                     order = _order(source, target)
-                    if order > 0:
-                        self._extra += [target] if self._delete else []
-                    else:
+                    if source is not None and order <= 0:
                         await self._choose(source, target if order == 0 else None)
+                    elif target is not None and self._delete:
+                        self._extra.append(target)
                     if order <= 0:
                         source = await anext(sources, None)
                     if order >= 0:
                         target = await anext(targets, None)
         self._totals()
-
-    _found_files = 0
-    _found_octets = 0
 
     def _totals(self) -> None:
         self._meter.files_total, self._meter.octets_total = self._found_files, self._found_octets
@@ -274,9 +272,7 @@ class TreeCopy:
             before = last
             try:
                 async for entry in rest():
-                    yield Entry(
-                        entry.path[len(self._prefix) :], entry.kind, entry.size, entry.mtime_ns, entry.mode
-                    )
+                    yield Entry(entry.path[len(self._prefix) :], entry.kind, entry.size, entry.mtime_ns, entry.mode)
             except Unavailable:
                 tries = 0 if last is not before else tries + 1
                 if tries >= 10:
@@ -290,7 +286,7 @@ class TreeCopy:
             (entry,) = some
             try:
                 theirs = await self._client.persist(
-                    lambda path=self._prefix + entry.path: self._client.verify(path), self._meter
+                    partial(self._client.verify, self._prefix + entry.path), self._meter
                 )
                 ours = await self._digest(entry.path, theirs.block_size)
             except Unavailable:
@@ -304,9 +300,7 @@ class TreeCopy:
                 await self._copy(entry)
 
     async def _digest(self, path: str, block_size: int) -> bytes:
-        source = await self._disk.run(
-            lambda: SourceFile(self._tree.open_file(path), self._client.digest, block_size)
-        )
+        source = await self._disk.run(lambda: SourceFile(self._tree.open_file(path), self._client.digest, block_size))
         try:
             nothing, index = bytearray(source.blocks.count), 0
             while index < source.blocks.count:
@@ -319,9 +313,7 @@ class TreeCopy:
         for entry in reversed(self._extra):
             try:
                 if self._is_put:
-                    await self._client.persist(
-                        lambda path=self._prefix + entry.path: self._client.remove(path), self._meter
-                    )
+                    await self._client.persist(partial(self._client.remove, self._prefix + entry.path), self._meter)
                 else:
                     await self._disk.run(self._tree.remove, entry.path)
             except Unavailable:
@@ -374,7 +366,7 @@ class TreeCopy:
             if not waiting:
                 return
             run = self._put_small if self._is_put else self._get_small
-            await self._client.persist(lambda run=run: run(waiting, done), self._meter, count)
+            await self._client.persist(partial(run, waiting, done), self._meter, count)
 
     async def _pieces(self, again: list[Entry], waiting: deque[Entry]) -> AsyncIterator[list[Entry]]:
         """Those that are to be copied again, and then new ones, which are noted as waiting."""

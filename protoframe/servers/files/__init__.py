@@ -11,7 +11,6 @@ from typing import Any, ClassVar, cast
 from twisted.internet.defer import Deferred
 from twisted.python import usage
 
-from protoframe.files._contract import Digest, DigestUnavailable
 from protoframe.servers.files._access import Access, Quota, Rule, parse_rule
 from protoframe.servers.files._service import KEEP_PARTIALS, MAX_FILE, FilesFactory, FilesService
 from protoframe.service import ServerOptions, ServerService

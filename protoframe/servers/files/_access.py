@@ -59,7 +59,8 @@ class Access:
             self._rules.setdefault(rule.parts, []).append(rule)
 
     def check(self, parts: Sequence[str], permissions: Collection[str], *, write: bool) -> None:
-        """
+        """Whether it may be used.
+
         :raises NoSuchPath: there is nothing for who has these permissions.
         :raises ReadOnly: there is, for reading.
         """
@@ -102,7 +103,8 @@ class Quota:
         self._lock = threading.Lock()
 
     def take(self, octets: int) -> None:
-        """
+        """Takes so many bytes.
+
         :raises OverQuota: so many are not left.
         """
         if self.limit is None:

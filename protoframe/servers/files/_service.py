@@ -7,16 +7,15 @@ file or directory, is one and the same error.
 from __future__ import annotations
 
 import errno
-import math
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from protoframe import Error, Factory, Limits, Protocol, current_call
+from protoframe import Factory, Limits, current_call
 from protoframe.files import (
     FILES_LIMITS,
     Answer,
@@ -44,6 +43,7 @@ from protoframe.files import (
 )
 from protoframe.files._batches import Batches
 from protoframe.files._blocks import is_block_size
+from protoframe.files._contract import Outcomes, Paths
 from protoframe.files._copying import Receiver, Sender, pump
 from protoframe.files._disk import Disk
 from protoframe.files._partial import Partial, clean_partials
@@ -157,8 +157,6 @@ class FilesService(Files):
         self._disk = store.disk
         self._tree = store.tree
 
-    # Where a method of this class is named `list`, these stand for the type.
-
     async def stat(self, path: str) -> Entry:
         """What is at a path."""
         self._checked(path)
@@ -192,7 +190,7 @@ class FilesService(Files):
         sender = Sender(self._disk, source, offer=True)
         pumping = pump(answers, sender.answer, sender)
         try:
-            async with aclosing(_closable(sender.items())) as items:
+            async with aclosing(cast("Any", sender.items())) as items:
                 async for item in items:
                     yield item
         except OSError as error:
@@ -234,7 +232,7 @@ class FilesService(Files):
             if copy.is_superseded:
                 copy.supersede()
             pumping = pump(sent, receiver.feed, receiver)
-            async with aclosing(_closable(receiver.answers())) as answers:
+            async with aclosing(cast("Any", receiver.answers())) as answers:
                 async for answer in answers:
                     yield answer
         except OSError as error:
@@ -252,9 +250,7 @@ class FilesService(Files):
             del store.copies[key]
             copy.over.callback(None)
 
-    async def read_many(
-        self, paths: AsyncIterator[Sequence[str]], digest: Digest
-    ) -> AsyncIterator[SmallFile | Missing]:
+    async def read_many(self, paths: AsyncIterator[Paths], digest: Digest) -> AsyncIterator[SmallFile | Missing]:
         """Copies small files to the caller."""
         permissions = _permissions()
         may_read = self._store.access.may_read
@@ -273,9 +269,7 @@ class FilesService(Files):
                     for path in part:
                         yield by_path.get(path) or Missing(path)
 
-    async def write_many(
-        self, files: AsyncIterator[SmallFile], digest: Digest
-    ) -> AsyncIterator[Sequence[Outcome]]:
+    async def write_many(self, files: AsyncIterator[SmallFile], digest: Digest) -> AsyncIterator[Outcomes]:
         """Copies small files from the caller."""
         store = self._store
         permissions = _permissions()
@@ -316,7 +310,7 @@ class FilesService(Files):
 
         filling = Deferred.fromCoroutine(fill())
         try:
-            async with aclosing(_closable(batches.outcomes())) as outcomes:
+            async with aclosing(cast("Any", batches.outcomes())) as outcomes:
                 async for some in outcomes:
                     yield some
         finally:
@@ -423,7 +417,3 @@ def _told(error: OSError) -> Exception:
     if error.errno in _FAULTS:
         return error
     return _no_such_path()
-
-
-def _closable(items: AsyncIterator[T]) -> Any:
-    return items
