@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -111,7 +111,7 @@ class FileClient:
         self.disk = Disk(reactor, threads)
         self.pace = Pace(reactor, bandwidth)
 
-    async def __aenter__(self) -> FileClient:
+    async def __aenter__(self) -> Self:
         await self._client.__aenter__()
         return self
 
@@ -168,10 +168,10 @@ class FileClient:
         :raises OSError: there is no such file here.
         :raises Error: a file could not be copied; of a tree, what could not is among `Summary.problems`.
         """
-        if os.path.isdir(local):
+        if _is_directory(local):
             return await self._tree_copy(local, remote, Direction.PUT, differing=False, by_digest=False, delete=False)
         meter = self._meter()
-        directory, name = os.path.split(os.path.realpath(local))
+        directory, name = _place(local, follow=True)
         tree = Tree(directory)
         try:
             size = os.stat(local).st_size
@@ -192,7 +192,7 @@ class FileClient:
         entry = await self.persist(lambda: self.stat(remote), meter)
         if entry.kind is Kind.DIRECTORY:
             return await self._tree_copy(local, remote, Direction.GET, differing=False, by_digest=False, delete=False)
-        directory, name = os.path.split(os.path.abspath(local))
+        directory, name = _place(local, follow=False)
         tree = Tree(directory)
         try:
             meter.files_total, meter.octets_total = 1, entry.size
@@ -440,3 +440,12 @@ async def _answers(offered: Deferred[Receiver]) -> AsyncIterator[Answer]:
 def _wanted_size(want: Want, source: Source) -> int:
     size = source.block_size
     return sum(min(source.size, (first + count) * size) - first * size for first, count in want.ranges)
+
+
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path)
+
+
+def _place(path: str, *, follow: bool) -> tuple[str, str]:
+    """The directory of a path of this end, and the name in it."""
+    return os.path.split(os.path.realpath(path) if follow else os.path.abspath(path))
