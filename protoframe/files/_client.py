@@ -62,7 +62,7 @@ class FileClient:
     :param at_once: how many large files are copied at the same time.
     :param bandwidth: bytes of contents a second, all copies together; ``None`` for as many as go.
     :param tries: how often in a row a copy may be cut off without that anything more of it arrived.
-    :param backoff: how long to wait before the next try.
+    :param backoff: how long to wait before the next try, and before the server is tried again.
     :param observer: called with `Progress`, ten times a second at most.
     :param threads: for disk work; 0 does it in the reactor's thread, which is for simulated time.
     :param limits: what this end takes of the server.
@@ -104,7 +104,7 @@ class FileClient:
             Files,
             limits=limits,
             token=token,
-            reconnect=Backoff(first=0.1, longest=10.0),
+            reconnect=self._backoff,
             retry=RetryPolicy(attempts=3),
         )
         self.files: Files = self._client.proxy
