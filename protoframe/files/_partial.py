@@ -11,8 +11,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from protoframe.files._blocks import (
     DIGEST_SIZE,
@@ -64,6 +64,10 @@ class Partial:
         self._tree = tree
         self._directory = tree.partials()
         self._lock = threading.Lock()
+        # Pieces of work that use the descriptors now: they are not closed under them.
+        self._users = 0
+        self._is_idle = threading.Condition(self._lock)
+        self._is_closed = False
         self._unsynced = 0
         self._journal = _open_own(self.key + ".journal", self._directory)
         self._data = -1
@@ -121,10 +125,25 @@ class Partial:
     def close(self) -> None:
         """Lets it go, to be gone on with, when what uses it has ended."""
         with self._lock:
+            self._is_closed = True
+            while self._users:
+                self._is_idle.wait()
             for fd in (self._data, self._journal):
                 if fd >= 0:
                     os.close(fd)
             self._data = self._journal = -1
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._lock:
+            self._check_open()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._is_idle.notify_all()
 
     def discard(self) -> None:
         """Removes it."""
@@ -137,15 +156,14 @@ class Partial:
         bad = []
         blocks = self.blocks
         size = blocks.block_size
-        for index in range(first, min(first + count, blocks.count)):
-            # Without the lock: nothing is changed, and several threads read different blocks.
-            if blocks.has(index):
-                expected = blocks.digest(index)
-                if self._is_sparse_zero(expected, index):
-                    continue
-                data = os.pread(self._data, size, index * size)
-                if self._function(data) != expected:
-                    bad.append(index)
+        with self._in_use():
+            for index in range(first, min(first + count, blocks.count)):
+                if blocks.has(index):
+                    expected = blocks.digest(index)
+                    if not self._is_sparse_zero(expected, index):
+                        data = os.pread(self._data, size, index * size)
+                        if self._function(data) != expected:
+                            bad.append(index)
         with self._lock:
             for index in bad:
                 blocks.drop(index)
@@ -167,26 +185,33 @@ class Partial:
         :raises BadTransfer: this is no part of the file.
         """
         again: list[int] = []
-        records: list[bytes] = []
+        written: list[Block] = []
         octets = 0
-        with self._lock:
-            self._check_open()
+        with self._in_use():
             for item in items:
                 if isinstance(item, Block):
                     octets += len(item.data)
-                    if not self._take_block(item, records):
+                    if self._write(item):
+                        written.append(item)
+                    else:
                         again.append(item.index)
-                elif isinstance(item, Same):
-                    again += self._compare(item)
-                elif isinstance(item, Holes):
-                    self._take_holes(item)
                 else:
-                    raise BadTransfer(f"a {type(item).__name__} is no part of a file")
-            if records:
-                self._note(b"".join(records))
+                    with self._lock:
+                        if isinstance(item, Same):
+                            again += self._compare(item)
+                        elif isinstance(item, Holes):
+                            self._take_holes(item)
+                        else:
+                            raise BadTransfer(f"a {type(item).__name__} is no part of a file")
+            if written:
+                with self._lock:
+                    for block in written:
+                        self.blocks.add(block.index, block.digest)
+                    self._note(b"".join(journal_block(self.key, block.index, block.digest) for block in written))
         return again, octets
 
-    def _take_block(self, block: Block, records: list[bytes]) -> bool:
+    def _write(self, block: Block) -> bool:
+        """Writes a block down, without the lock: several threads write different blocks; whether it came right."""
         index, blocks = block.index, self.blocks
         if not 0 <= index < blocks.count or len(block.data) != blocks.length(index):
             raise BadTransfer(f"no block {index} has {len(block.data)} bytes")
@@ -194,8 +219,6 @@ class Partial:
             return False
         at = index * blocks.block_size
         _write_at(self._data, block.data, at)
-        blocks.add(index, block.digest)
-        records.append(journal_block(self.key, index, block.digest))
         self._unsynced += len(block.data)
         if self._unsynced >= _WRITEBACK:
             start_writeback(self._data, max(0, at - self._unsynced), self._unsynced + len(block.data))
@@ -232,9 +255,10 @@ class Partial:
 
     def sync(self) -> None:
         """Makes the data durable, with the times and the mode of the source."""
-        os.fchmod(self._data, self.source.mode & 0o777)
-        os.utime(self._data, ns=(self.source.mtime_ns, self.source.mtime_ns))
-        os.fsync(self._data)
+        with self._in_use():
+            os.fchmod(self._data, self.source.mode & 0o777)
+            os.utime(self._data, ns=(self.source.mtime_ns, self.source.mtime_ns))
+            os.fsync(self._data)
 
     def root(self) -> bytes:
         """The digest of the whole; all blocks must be there."""
@@ -264,7 +288,7 @@ class Partial:
                 os.unlink(self.key + suffix, dir_fd=self._directory)
 
     def _check_open(self) -> None:
-        if self._data < 0:
+        if self._is_closed:
             raise Superseded("this copy was begun anew")
 
 

@@ -62,7 +62,9 @@ def test_corpus_is_large_and_every_name_is_refused():
     assert [name for name in names if split_path(name) is not None] == []
 
 
-@pytest.mark.parametrize("name", ["a", "A b", "é", "日本語", ".hidden", "a.b..c", "x" * 255, "👩\u200d💻", "-rf", "con", "a:b"])
+@pytest.mark.parametrize(
+    "name", ["a", "A b", "é", "日本語", ".hidden", "a.b..c", "x" * 255, "👩\u200d💻", "-rf", "con", "a:b"]
+)
 def test_ordinary_names_are_taken(name):
     assert is_name(name)
 
@@ -108,7 +110,9 @@ async def test_links_devices_and_pipes_are_not_there(tmp_path):
             for verb, call in verbs(files, name).items():
                 assert await fault(call()) == expected, (verb, name)
         assert [entry.path async for entry in files.list("")] == ["closed", "good"]
-        outcomes = [one async for some in files.write_many(nothing(small("link/new"), small("pipe")), SHA256) for one in some]
+        outcomes = [
+            one async for some in files.write_many(nothing(small("link/new"), small("pipe")), SHA256) for one in some
+        ]
         assert outcomes == [Outcome.REFUSED, Outcome.REFUSED]
         assert contents(tmp_path / "outside") == {"file": b"sentinel"}
 

@@ -25,8 +25,9 @@ from protoframe.files import (
     ReadOnly,
     Source,
     SourceChanged,
+    _blocks,
+    _trees,
 )
-from protoframe.files import _blocks, _trees
 from protoframe.files._partial import Partial, clean_partials
 from protoframe.files._source import SourceFile
 from protoframe.files._tree import Tree
@@ -334,7 +335,12 @@ async def test_read_only_server_writes_nothing(tmp_path):
     async with ends(tmp_path, access=Access(read_only=True)) as both:
         files = both.client.files
         source = write(both.local / "file", b"y")
-        for call in (both.client.put(str(source), "d/file"), files.remove("d/file"), files.mkdir("e"), files.rename("d", "e")):
+        for call in (
+            both.client.put(str(source), "d/file"),
+            files.remove("d/file"),
+            files.mkdir("e"),
+            files.rename("d", "e"),
+        ):
             with pytest.raises(ReadOnly):
                 await call
         write(both.local / "t" / "file", b"y")
@@ -345,7 +351,9 @@ async def test_read_only_server_writes_nothing(tmp_path):
 
 
 def test_access_is_what_the_innermost_rule_says():
-    access = Access([parse_rule("staff=."), parse_rule("all=pub:ro"), parse_rule("staff=pub"), parse_rule("boss=pub/own")])
+    access = Access(
+        [parse_rule("staff=."), parse_rule("all=pub:ro"), parse_rule("staff=pub"), parse_rule("boss=pub/own")]
+    )
     assert access.may_read(["x"], {"staff"})
     assert not access.may_read(["x"], {"all"})
     assert access.may_read(["pub", "x"], {"all"})
@@ -378,7 +386,12 @@ async def test_what_is_not_permitted_is_not_there(tmp_path):
                 await files.stat(path)
             errors.add((caught.value.message, repr(caught.value.detail)))
         assert len(errors) == 1
-        for call in (files.rename("pub", "pub/x"), files.remove("pub/own/b"), files.mkdir("d"), files.rename("pub/a", "a")):
+        for call in (
+            files.rename("pub", "pub/x"),
+            files.remove("pub/own/b"),
+            files.mkdir("d"),
+            files.rename("pub/a", "a"),
+        ):
             with pytest.raises(NoSuchPath):
                 await call
         assert sorted(contents(both.root)) == ["c", "pub/a", "pub/own/b"]
@@ -402,7 +415,7 @@ async def test_bandwidth_bounds_the_rate_and_progress_is_told(tmp_path):
     async with ends(tmp_path, client={"bandwidth": 4 * MIB, "observer": told.append}) as both:
         source = write(both.local / "file", content(2 * MIB))
         summary = await both.client.put(str(source), "file")
-        assert 0.4 < summary.seconds
+        assert summary.seconds > 0.4
         assert [one.octets for one in told] == sorted(one.octets for one in told)
         assert told[-1].octets == told[-1].octets_total == 2 * MIB
         assert any(one.seconds_left is not None and 0 < one.rate < 8 * MIB for one in told)

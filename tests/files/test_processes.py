@@ -50,9 +50,7 @@ async def test_copy_goes_on_through_killed_servers(tmp_path):
     with stack:
         backoff = Backoff(first=0.05, longest=0.5)
         where = f"tcp:127.0.0.1:{port}"
-        async with FileClient(
-            reactor, where, backoff=backoff, tries=200, bandwidth=32 * MIB, observer=watch
-        ) as client:
+        async with FileClient(reactor, where, backoff=backoff, tries=200, bandwidth=32 * MIB, observer=watch) as client:
             summary = await client.put(str(source), "file")
         assert thresholds == []
         assert summary.interruptions >= KILLS

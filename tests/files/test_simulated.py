@@ -47,7 +47,12 @@ def test_copy_goes_on_after_a_crash_of_the_server_and_a_partition(tmp_path):
 
     async def copy():
         async with FileClient(
-            client, "udp:server:12200", threads=0, tries=50, bandwidth=MIB / 4, observer=lambda progress: told.append(progress.octets)
+            client,
+            "udp:server:12200",
+            threads=0,
+            tries=50,
+            bandwidth=MIB / 4,
+            observer=lambda progress: told.append(progress.octets),
         ) as files:
             return await files.put(str(source), "file")
 
