@@ -276,7 +276,7 @@ class FileClient:
             sender.fail(BadTransfer("the copy has ended"))
         if sender.receipt is None:
             raise BadTransfer("the server ended a copy without a receipt")
-        if sender.receipt.digest != await self.disk.run(source.whole):
+        if sender.receipt.digest != sender.whole:
             raise CorruptCopy("the server's receipt has another digest than the file")
 
     async def get_file(self, remote: str, tree: Tree, name: str, meter: Meter) -> None:

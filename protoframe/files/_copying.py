@@ -6,6 +6,7 @@ streams are carried.  Disk work goes to a `Disk`; this runs in the reactor's thr
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
@@ -39,6 +40,8 @@ _SLICE = 32 * 1024 * 1024
 #: How often blocks may be wrong before a copy is given up, and how often all of it may be.
 _MOST_WRONG = 1000
 _MOST_ROUNDS = 8
+#: Blocks that are asked for again at a time.
+_MOST_AGAIN = 4096
 
 
 class Bell:
@@ -85,6 +88,8 @@ class Sender:
     :param offer: whether an `Offer` comes first.
     :param pace: awaited with the size of each block before it goes; may hold it back.
     :param sent: called with the size of each block that goes.
+    :ivar whole: the digest of the file, once all of it was read.
+    :ivar receipt: what the receiving end said at last.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Sender:
         self._want: Want | None = None
         self._under_way = 0
         self._again: list[int] = []
+        self.whole = b""
         self.receipt: Receipt | None = None
 
     def answer(self, item: Answer) -> None:
@@ -167,7 +173,8 @@ class Sender:
                     if isinstance(item, Block):
                         await self._may_send(item)
                     yield item
-            yield Whole(await self._disk.run(self._source.whole))
+            self.whole = await self._disk.run(self._source.whole)
+            yield Whole(self.whole)
             while self.receipt is None and not self._again:
                 await self._bell.wait()
 
@@ -295,9 +302,9 @@ class Receiver:
     async def _finish(self, whole: Whole) -> list[int]:
         """Everything was sent: which blocks are wanted again, or the file is in its place."""
         blocks = self._partial.blocks
-        missing = [index for first, count in blocks.missing_ranges() for index in range(first, first + count)]
-        if missing:
-            return missing
+        if blocks.missing:
+            missing = (index for first, count in blocks.missing_ranges() for index in range(first, first + count))
+            return list(itertools.islice(missing, _MOST_AGAIN))
         # The disk is written while what was written is read: what is read does not change by that.
         syncing = self._disk.run(self._partial.sync)
         try:
@@ -307,7 +314,7 @@ class Receiver:
             raise
         await syncing
         if bad:
-            return sorted(bad)
+            return sorted(bad)[:_MOST_AGAIN]
         root = await self._disk.run(self._partial.root)
         if root != whole.digest:
             raise CorruptCopy("the digest of the whole is not the sender's")

@@ -17,14 +17,22 @@ __all__ = ["SourceFile"]
 class SourceFile:
     """A file that is being copied.
 
-    :param fd: a regular file, open for reading; `close` closes it.
+    :param fd: a regular file, open for reading; `close` closes it, and so does a failure here.
     :raises DigestUnavailable: this end cannot compute the digest.
+    :raises ValueError: the file is too large, or the blocks are too small for it.
     :ivar source: the file as it is now.
     """
 
     def __init__(self, fd: int, digest: Digest, block_size: int = 0) -> None:
         self._lock = threading.Lock()
         self._fd = fd
+        try:
+            self._begin(fd, digest, block_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, fd: int, digest: Digest, block_size: int) -> None:
         self._function = digest_function(digest)
         status = os.fstat(fd)
         self._status = _identity(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from twisted.internet.threads import deferToThread
 
 from protoframe import Backoff
 from protoframe.files import FileClient
+from protoframe.servers.files import Options
 from tests.files.support import MIB, content, leftovers, write
-from tests.processes import environment, free_port, run_twistd, server
+from tests.processes import environment, free_port, server
 
 #: How often each end is killed: twice in the default run.
 KILLS = int(os.environ.get("PROTOFRAME_KILLS", "2"))
@@ -80,13 +82,14 @@ def test_copy_goes_on_through_killed_clients(tmp_path, way):
 
         begins = []
         for number in range(1, KILLS + 1):
-            with start(24 * MIB) as process:
+            with start(32 * MIB) as process:
                 for line in process.stdout:
                     assert not line.startswith("done")
-                    begins.append(int(line)) if int(line) >= size * number // (KILLS + 2) else None
-                    if begins[number - 1 :]:
+                    if int(line) >= size * number // (KILLS + 2):
+                        begins.append(int(line))
                         break
                 process.kill()
+            assert len(begins) == number
             assert not target.exists()
         with start(1e9) as process:
             last = process.stdout.read().split()
@@ -101,12 +104,24 @@ def test_copy_goes_on_through_killed_clients(tmp_path, way):
         ((), "--root: say which directory"),
         (("--root", "/absent"), "--root: /absent is no directory"),
         (("--root", ".", "--quota", "much"), "--quota: expected a number of bytes"),
+        (("--root", ".", "--keep-partials", "-1"), "--keep-partials: expected a number of hours"),
         (("--root", ".", "--allow", "x"), "--allow: expected PERMISSION=DIR"),
         (("--root", ".", "--allow", "x=../y"), "--allow: expected PERMISSION=DIR"),
     ],
 )
-def test_wrong_options_are_one_line(tmp_path, arguments, complaint):
-    done = run_twistd("-n", "pf-files", *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert complaint in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_wrong_options_are_one_line(arguments, complaint, monkeypatch):
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", said)
+    with pytest.raises(SystemExit) as ended:
+        Options().parseOptions(arguments)
+    assert ended.value.code == 2
+    assert complaint in said.getvalue()
+    assert said.getvalue().count("\n") == 1
+
+
+def test_options_say_what_is_served(tmp_path):
+    options = Options()
+    options.parseOptions(["--root", str(tmp_path), "--quota", "2G", "--max-file", "5k", "--allow", "staff=a/b:ro"])
+    assert (options["root"], options["quota"], options["max-file"]) == (str(tmp_path), 2 << 30, 5 << 10)
+    (rule,) = options["allow"]
+    assert (rule.permission, rule.parts, rule.read_only) == ("staff", ("a", "b"), True)
