@@ -81,8 +81,9 @@ async def test_hostile_names_are_refused_alike_and_nothing_outside_is_touched(tm
         assert expected is not None
         assert expected[0] is NoSuchPath
         names = hostile_names()
-        for name in names:
-            for verb, call in verbs(files, name).items():
+        for number, name in enumerate(names):
+            # Every other verb, so that each of them has its turn with each trick.
+            for verb, call in list(verbs(files, name).items())[number % 2 :: 2]:
                 assert await fault(call()) == expected, (verb, name)
         got = [one async for one in files.read_many(nothing(names[:500], names[500:]), SHA256)]
         assert got == [Missing(name) for name in names]

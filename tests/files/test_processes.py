@@ -19,8 +19,9 @@ from protoframe.servers.files import Options
 from tests.files.support import MIB, content, leftovers, write
 from tests.processes import environment, free_port, server
 
-#: How often each end is killed: twice in the default run.
+#: How often the server is killed, and the client: twice and once in the default run.
 KILLS = int(os.environ.get("PROTOFRAME_KILLS", "2"))
+CLIENT_KILLS = int(os.environ.get("PROTOFRAME_KILLS", "1"))
 
 
 def options(root, port, *more):
@@ -39,7 +40,7 @@ async def test_copy_goes_on_through_killed_servers(tmp_path):
     thresholds = [size * number // (KILLS + 1) for number in range(1, KILLS + 1)]
 
     def watch(progress):
-        if thresholds and progress.octets >= thresholds[0]:
+        if thresholds and progress.octets >= thresholds[0] and running[-1].process.poll() is None:
             thresholds.pop(0)
             running[-1].process.kill()
             deferToThread(restart)
@@ -52,7 +53,9 @@ async def test_copy_goes_on_through_killed_servers(tmp_path):
     with stack:
         backoff = Backoff(first=0.05, longest=0.5)
         where = f"tcp:127.0.0.1:{port}"
-        async with FileClient(reactor, where, backoff=backoff, tries=200, bandwidth=32 * MIB, observer=watch) as client:
+        async with FileClient(
+            reactor, where, backoff=backoff, tries=200, bandwidth=10 * size / (2 * (KILLS + 1)), observer=watch
+        ) as client:
             summary = await client.put(str(source), "file")
         assert thresholds == []
         assert summary.interruptions >= KILLS
@@ -80,12 +83,14 @@ def test_copy_goes_on_through_killed_clients(tmp_path, way):
                 [*command, str(bandwidth)], stdout=subprocess.PIPE, text=True, env=environment(), bufsize=1
             )
 
+        # So that a kill is due no sooner than progress is told twice.
+        bandwidth = 10 * size / (2 * (CLIENT_KILLS + 2))
         begins = []
-        for number in range(1, KILLS + 1):
-            with start(32 * MIB) as process:
+        for number in range(1, CLIENT_KILLS + 1):
+            with start(bandwidth) as process:
                 for line in process.stdout:
                     assert not line.startswith("done")
-                    if int(line) >= size * number // (KILLS + 2):
+                    if int(line) >= size * number // (CLIENT_KILLS + 2):
                         begins.append(int(line))
                         break
                 process.kill()
