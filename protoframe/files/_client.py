@@ -166,7 +166,7 @@ class FileClient:
 
         :param remote: the path that it is to have there; of a tree it may be the root (``""``).
         :raises OSError: there is no such file here.
-        :raises Error: a file could not be copied; of a tree, what could not is among `Summary.problems`.
+        :raises Error: a file could not be copied; of a tree, what could not is in the `Summary`.
         """
         if _is_directory(local):
             return await self._tree_copy(local, remote, Direction.PUT, differing=False, by_digest=False, delete=False)
@@ -186,7 +186,7 @@ class FileClient:
 
         :param local: the path that it is to have here; an existing directory is copied into only if it is a tree.
         :raises OSError: it cannot be written here.
-        :raises Error: a file could not be copied; of a tree, what could not is among `Summary.problems`.
+        :raises Error: a file could not be copied; of a tree, what could not is in the `Summary`.
         """
         meter = self._meter()
         entry = await self.persist(lambda: self.stat(remote), meter)
