@@ -30,7 +30,7 @@ from protoframe.files._contract import BadTransfer, Block, Holes, Same, Sent, So
 from protoframe.files._disk import start_writeback
 from protoframe.files._tree import Tree, open_regular, size_at
 
-__all__ = ["Partial", "clean_partials"]
+__all__ = ["Partial", "clean_partials", "unfinished"]
 
 #: Bytes after which the kernel is asked to begin with writing.
 _WRITEBACK = 8 * 1024 * 1024
@@ -312,6 +312,16 @@ def clean_partials(tree: Tree, older_than: float) -> int:
                 finally:
                     os.close(fd)
     return removed
+
+
+def unfinished(tree: Tree) -> dict[str, int]:
+    """The unfinished copies there are, by their keys, and the bytes of each."""
+    with os.scandir(tree.partials()) as found:
+        return {
+            one.name.removesuffix(".part"): one.stat(follow_symlinks=False).st_size
+            for one in found
+            if one.name.endswith(".part") and one.is_file(follow_symlinks=False)
+        }
 
 
 def _open_own(name: str, directory: int) -> int:

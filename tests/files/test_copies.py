@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import threading
 
 import pytest
 import pytest_twisted
@@ -128,15 +129,17 @@ async def test_bit_that_flips_on_the_receiving_disk_is_repaired(tmp_path, way, m
         case = Case(both, way, 2 * MIB)
         take = Partial.take
         flipped = []
+        lock = threading.Lock()
 
         def flip(self, items):
             result = take(self, items)
-            if self.blocks.has(5) and not flipped:
-                (part,) = (case.receiving / ".pf-files").glob("*.part")
-                with part.open("r+b") as file:
-                    file.seek(5 * 16384 + 9)
-                    file.write(bytes([case.data[5 * 16384 + 9] ^ 64]))
-                flipped.append(5)
+            with lock:
+                if self.blocks.has(5) and not flipped:
+                    (part,) = (case.receiving / ".pf-files").glob("*.part")
+                    with part.open("r+b") as file:
+                        file.seek(5 * 16384 + 9)
+                        file.write(bytes([case.data[5 * 16384 + 9] ^ 64]))
+                    flipped.append(5)
             return result
 
         monkeypatch.setattr(Partial, "take", flip)
@@ -327,6 +330,26 @@ async def test_quota_and_size_limit_hold_and_are_given_back(tmp_path):
         await both.client.remove("one")
         await both.client.put(str(both.local / "half"), "two")
         assert both.factory.quota.used == 300_000 == sum(map(len, contents(both.root).values()))
+
+
+@pytest_twisted.ensureDeferred
+async def test_unfinished_copy_counts_against_the_quota_until_it_is_done(tmp_path, monkeypatch):
+    async with ends(tmp_path, client={**QUICK, "tries": 1}, quota=3 * MIB) as both:
+        case = Case(both, "put", 2 * MIB)
+        take = Partial.take
+        monkeypatch.setattr(Partial, "take", lambda self, items: _cut_after(both, take(self, items), self, MIB))
+        with pytest.raises(Unavailable):
+            await case.run()
+        monkeypatch.setattr(Partial, "take", take)
+    # Another server, which finds it there.
+    async with ends(tmp_path, client=QUICK, quota=3 * MIB) as both:
+        assert both.factory.quota.used == 2 * MIB
+        other = write(both.local / "other", content(2 * MIB, seed=3))
+        with pytest.raises(OverQuota):
+            await both.client.put(str(other), "other")
+        await both.client.put(*case.arguments)
+        assert both.factory.quota.used == 2 * MIB
+        assert contents(both.root) == {"file": case.data}
 
 
 @pytest_twisted.ensureDeferred

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from protoframe import Factory, Limits, current_call
+from protoframe import Factory, Limits, TryLater, current_call
 from protoframe.files import (
     FILES_LIMITS,
     Answer,
@@ -42,11 +42,11 @@ from protoframe.files import (
     split_path,
 )
 from protoframe.files._batches import Batches
-from protoframe.files._blocks import is_block_size
+from protoframe.files._blocks import is_block_size, transfer_key
 from protoframe.files._contract import Outcomes, Paths
 from protoframe.files._copying import Receiver, Sender, pump
 from protoframe.files._disk import Disk
-from protoframe.files._partial import Partial, clean_partials
+from protoframe.files._partial import Partial, clean_partials, unfinished
 from protoframe.files._small import BatchWriter, read_small
 from protoframe.files._source import SourceFile
 from protoframe.files._tree import Tree, size_at
@@ -64,6 +64,8 @@ MAX_FILE = 1 << 40
 KEEP_PARTIALS = 7 * 86400.0
 #: Seconds between two looks for old ones.
 _CLEANING = 3600.0
+#: Files that are written at once; each holds the digests of its blocks, up to 17 MB for a file of 1 TiB.
+_MOST_COPIES = 64
 #: Paths that one message may ask for.
 _MOST_PATHS = 1024
 #: Small files that are read in one piece of disk work.
@@ -120,7 +122,9 @@ class FilesFactory(Factory):
         self.tree = Tree(root)
         self.disk = Disk(reactor, threads)
         self.access = access if access is not None else Access()
-        self.quota = Quota(quota, self.tree.usage() if quota is not None else 0)
+        #: Bytes that unfinished copies take, by their keys: they count until they are gone on with, or removed.
+        self.kept = unfinished(self.tree) if quota is not None and not self.access.read_only else {}
+        self.quota = Quota(quota, self.tree.usage() + sum(self.kept.values()) if quota is not None else 0)
         self.max_file = max_file
         self.copies: dict[tuple[str, Source], _Copy] = {}
         self._keep = keep_partials
@@ -144,9 +148,15 @@ class FilesFactory(Factory):
         self.tree.close()
 
     def _clean(self) -> Deferred[Any]:
-        cleaning = self.disk.run(clean_partials, self.tree, self._keep)
+        cleaning: Deferred[Any] = self.disk.run(clean_partials, self.tree, self._keep)
+        cleaning.addCallback(lambda _: self.disk.run(unfinished, self.tree))
+        cleaning.addCallback(self._forget_removed)
         cleaning.addErrback(lambda failure: _log.failure("old unfinished copies cannot be removed", failure))
         return cleaning
+
+    def _forget_removed(self, there: dict[str, int]) -> None:
+        for key in self.kept.keys() - there.keys():
+            self.quota.give_back(self.kept.pop(key))
 
 
 class FilesService(Files):
@@ -214,12 +224,16 @@ class FilesService(Files):
             over: Deferred[None] = Deferred()
             before.over.chainDeferred(over)
             await over
+        if len(store.copies) >= _MOST_COPIES:
+            raise TryLater(retry_after=1.0)
         copy = store.copies[key] = _Copy()
         reserved = 0
         partial: Partial | None = None
         pumping: Deferred[None] | None = None
         try:
-            store.quota.take(source.size)
+            name = transfer_key(path, source)
+            if store.kept.pop(name, None) is None:
+                store.quota.take(source.size)
             reserved = source.size
             partial = await self._opened(path, source)
 
@@ -240,13 +254,18 @@ class FilesService(Files):
         except CorruptCopy:
             if partial is not None:
                 await self._disk.run(partial.discard)
+                partial = None
             raise
         finally:
             if pumping is not None:
                 pumping.cancel()
             if partial is not None:
                 await self._disk.run(partial.close)
-            store.quota.give_back(reserved)
+            if partial is not None and reserved and store.quota.limit is not None:
+                # What was written stays, to be gone on with, and takes room.
+                store.kept[partial.key] = reserved
+            else:
+                store.quota.give_back(reserved)
             del store.copies[key]
             copy.over.callback(None)
 
