@@ -26,7 +26,7 @@ CHECKPOINT_PAGES = 8192
 #: KiB of pages that are kept in memory.
 _CACHE = 32 * 1024
 #: Rows that one statement deals with, the most first.
-_CHUNKS = (512, 64, 8, 1)
+_CHUNKS = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 _SCHEMA = """
 CREATE TABLE queue (
