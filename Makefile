@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 DEMO_INSTALLED = $(DEMO_VENV)/.installed
 
-.PHONY: help venv demo test soak quality bench lossy docs clean
+.PHONY: help venv demo test soak quality bench bench-queues lossy docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test      all tests"
 	@echo "make quality   lint, format, types, documentation"
 	@echo "make bench     protoframe beside its peers: a table, and docs/benchmarks.md; takes a quarter of an hour"
+	@echo "make bench-queues  pf-queue beside RabbitMQ, NATS and Redis, and docs/queue-benchmarks.md; takes ten minutes"
 	@echo "make soak      the tests of chance and of hostile datagrams for many minutes"
 	@echo "make lossy     calls over a link that loses packets; needs root, ip and iptables"
 	@echo "make docs      the documentation, in docs/_build/html"
@@ -51,9 +52,10 @@ test: $(INSTALLED)
 soak: export PROTOFRAME_SEEDS ?= 5000
 soak: export PROTOFRAME_DATAGRAMS ?= 1000000
 soak: export PROTOFRAME_KILLS ?= 20
+soak: export PROTOFRAME_CUTS ?= 5000
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/test_seeds.py tests/test_client_seeds.py tests/test_client_processes.py \
-		tests/test_datagrams_hostile.py tests/test_queue_processes.py
+		tests/test_datagrams_hostile.py tests/test_power_cut.py tests/test_queue_power.py tests/test_queue_processes.py
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -65,6 +67,10 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python -m benchmarks
 	$(BIN)/python benchmarks/outages.py
+
+bench-queues: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m benchmarks.queues --docs
 
 # 77 says that there can be no network of its own here.
 lossy: $(INSTALLED)

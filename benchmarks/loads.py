@@ -59,7 +59,8 @@ class Task:
     @property
     def warm_up(self) -> int:
         """How many come before those that are measured: a tenth."""
-        return max(1, self.count // self.at_once // 10) * self.at_once
+        step = self.at_once * self.workload.batch
+        return max(1, self.count // step // 10) * step
 
 
 def announce(port: int) -> None:
@@ -112,9 +113,10 @@ async def twisted_calls(calls: Sequence[Call], task: Task) -> float:
 
     async def run(count: int) -> None:
         if task.at_once == 1:
-            await one_at_a_time(calls[0], count)
+            await one_at_a_time(calls[0], count // task.workload.batch)
         else:
-            await gatherResults([Deferred.fromCoroutine(chain) for chain in chains(calls, count, task.at_once)])
+            each = chains(calls, count // task.workload.batch, task.at_once)
+            await gatherResults([Deferred.fromCoroutine(chain) for chain in each])
 
     return await rate(run, task)
 
@@ -124,9 +126,9 @@ async def asyncio_calls(calls: Sequence[Call], task: Task) -> float:
 
     async def run(count: int) -> None:
         if task.at_once == 1:
-            await one_at_a_time(calls[0], count)
+            await one_at_a_time(calls[0], count // task.workload.batch)
         else:
-            await asyncio.gather(*chains(calls, count, task.at_once))
+            await asyncio.gather(*chains(calls, count // task.workload.batch, task.at_once))
 
     return await rate(run, task)
 

@@ -9,9 +9,10 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Peer
 
 __all__ = ["describe", "load", "versions"]
 
@@ -41,10 +42,10 @@ def load() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-def versions() -> dict[str, str]:
+def versions(peers: Mapping[str, Peer] = PEERS) -> dict[str, str]:
     """Of Python, and of each distribution that is installed."""
     found = {"Python": f"{platform.python_version()} ({platform.python_implementation()})"}
-    for distribution in dict.fromkeys(name for peer in PEERS.values() for name in peer.distributions):
+    for distribution in dict.fromkeys(name for peer in peers.values() for name in peer.distributions):
         try:
             found[distribution] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:

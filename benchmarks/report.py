@@ -13,7 +13,18 @@ from typing import Any
 from benchmarks.peers import PEERS
 from benchmarks.workloads import CURVES, GROWTH, Curve
 
-__all__ = ["number", "page", "table", "write_page"]
+__all__ = [
+    "from_to",
+    "in_columns",
+    "machine_of",
+    "markdown",
+    "number",
+    "page",
+    "rows_of",
+    "table",
+    "versions_of",
+    "write_page",
+]
 
 Found = dict[str, Any]
 Row = Sequence[str]
@@ -27,7 +38,7 @@ def number(value: float) -> str:
     return f"{value:,.3f}"
 
 
-def _from_to(numbers: Found) -> str:
+def from_to(numbers: Found) -> str:
     return f"{number(numbers['least'])} to {number(numbers['most'])}"
 
 
@@ -38,13 +49,13 @@ def _wanted(asked: Found) -> str:
     return f"at most {asked['most']:g}{unit}"
 
 
-def _rows(workload: Found) -> Iterable[Row]:
+def rows_of(workload: Found) -> Iterable[Row]:
     """Of each peer: its median, the spread, our ratio to it, and that one's spread."""
     yield "", workload["unit"], "least to most", "ratio", "least to most"
     for peer, found in workload["peers"].items():
         ratio = found["ratio"]
-        ratios = (number(ratio["median"]), _from_to(ratio)) if ratio else ("", "")
-        yield peer, number(found["median"]), _from_to(found), *ratios
+        ratios = (number(ratio["median"]), from_to(ratio)) if ratio else ("", "")
+        yield peer, number(found["median"]), from_to(found), *ratios
 
 
 def _asked_rows(found: Found) -> Iterable[Row]:
@@ -54,7 +65,7 @@ def _asked_rows(found: Found) -> Iterable[Row]:
         numbers = asked["found"]
         if numbers:
             verdict = "holds" if asked["holds"] else "does not hold"
-            yield asked["workload"], what, number(numbers["median"]), _from_to(numbers), _wanted(asked), verdict
+            yield asked["workload"], what, number(numbers["median"]), from_to(numbers), _wanted(asked), verdict
         else:
             yield asked["workload"], what, "", "", _wanted(asked), "not measured"
 
@@ -67,7 +78,7 @@ def _loss_rows(found: Found) -> Iterable[Row]:
         yield row["name"], *counts, *times, f"{row['dropped']:,} of {row['packets']:,}"
 
 
-def _columns(rows: Iterable[Row]) -> str:
+def in_columns(rows: Iterable[Row]) -> str:
     """Rows below one another, for a terminal."""
     rows = list(rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -80,18 +91,18 @@ def _columns(rows: Iterable[Row]) -> str:
 
 def table(found: Found) -> str:
     """All for a terminal."""
-    parts = [f"{_machine(found)}\n{_versions(found)}\n"]
-    parts += [f"{workload['name']}\n{_columns(_rows(workload))}" for workload in found["workloads"]]
+    parts = [f"{machine_of(found)}\n{versions_of(found)}\n"]
+    parts += [f"{workload['name']}\n{in_columns(rows_of(workload))}" for workload in found["workloads"]]
     if found["loss"]:
-        parts.append(f"calls under loss\n{_columns(_loss_rows(found))}")
+        parts.append(f"calls under loss\n{in_columns(_loss_rows(found))}")
     if found["asked"]:
-        parts.append(f"what is asked for\n{_columns(_asked_rows(found))}")
+        parts.append(f"what is asked for\n{in_columns(_asked_rows(found))}")
     if found.get("interrupted"):
         parts.append("It was interrupted: this is what had been measured until then.\n")
     return "\n".join(parts + [f"{line}\n" for line in found["left_out"]])
 
 
-def _machine(found: Found) -> str:
+def machine_of(found: Found) -> str:
     machine = found["machine"]
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory']:g} GiB, {machine['system']};"
@@ -99,14 +110,14 @@ def _machine(found: Found) -> str:
     )
 
 
-def _versions(found: Found) -> str:
+def versions_of(found: Found) -> str:
     return ", ".join(f"{name} {version}" for name, version in found["versions"].items())
 
 
 # The page.
 
 
-def _markdown(rows: Iterable[Row]) -> str:
+def markdown(rows: Iterable[Row]) -> str:
     head, *others = rows
     lines = [head, ["---"] + ["--:"] * (len(head) - 1), *others]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
@@ -132,10 +143,10 @@ def page(found: Found, *, has_figure: bool) -> str:
         scaled=""
         if found["scale"] == 1
         else f"; it did {found['scale']:g} times the usual work, so take it for a trial",
-        machine=_machine(found),
-        versions=_versions(found),
+        machine=machine_of(found),
+        versions=versions_of(found),
     )
-    asked = _markdown(_asked_rows(found)) if found["asked"] else "Nothing of it was measured.\n"
+    asked = markdown(_asked_rows(found)) if found["asked"] else "Nothing of it was measured.\n"
     parts = [head, "## What is asked for\n", asked]
     parts += _direct(by_name)
     if has_figure:
@@ -144,9 +155,9 @@ def page(found: Found, *, has_figure: bool) -> str:
     parts.append(WORK)
     for workload in found["workloads"]:
         if workload["name"] not in for_curves:
-            parts += [f"### {workload['name'][0].upper()}{workload['name'][1:]}\n", _markdown(_rows(workload))]
+            parts += [f"### {workload['name'][0].upper()}{workload['name'][1:]}\n", markdown(rows_of(workload))]
     parts.append("## Cost as work grows\n")
-    parts += [text for curve in CURVES for text in (f"### {curve.title}\n", _markdown(_curve_rows(curve, by_name)))]
+    parts += [text for curve in CURVES for text in (f"### {curve.title}\n", markdown(_curve_rows(curve, by_name)))]
     parts.append("## Calls under loss\n")
     parts += _loss(found)
     parts += ["## What each peer is, and how it is used\n", _peers()]
@@ -233,7 +244,7 @@ answer within 10 seconds.
 def _loss(found: Found) -> list[str]:
     if not found["loss"]:
         return ["It was not measured in this run; `make lossy` does it by itself, where it may.\n"]
-    parts = [LOSS, _markdown(_loss_rows(found))]
+    parts = [LOSS, markdown(_loss_rows(found))]
     compared = found["loss"]["compared"]
     if compared:
         percentiles = compared["percentiles"]
@@ -241,7 +252,7 @@ def _loss(found: Found) -> list[str]:
             f"At {compared['loss']:g} % and with 64 small calls in flight the 99th percentile is"
             f" {number(percentiles['udp'])} ms over UDP and {number(percentiles['tcp'])} ms over TCP"
             f" ({compared['congestion_control']}): UDP / TCP {number(compared['ratio']['median'])}"
-            f" ({_from_to(compared['ratio'])}; at most {compared['most']:g} is asked for).\n"
+            f" ({from_to(compared['ratio'])}; at most {compared['most']:g} is asked for).\n"
         )
     return parts
 

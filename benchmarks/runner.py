@@ -15,15 +15,28 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Peer
 from benchmarks.progress import Progress
 from benchmarks.workloads import Kind, Workload
 
-__all__ = ["ROOT", "SIGNALS", "Failed", "Job", "Runner", "in_turn", "is_chosen", "jobs_of"]
+__all__ = [
+    "ROOT",
+    "SIGNALS",
+    "Failed",
+    "Job",
+    "Runner",
+    "end",
+    "in_turn",
+    "is_chosen",
+    "jobs_of",
+    "said_in",
+    "start",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,8 +82,15 @@ def end(process: subprocess.Popen[Any]) -> None:
     _running.discard(process)
 
 
-def _start(*arguments: str, errors: IO[bytes]) -> subprocess.Popen[str]:
-    """One of this package's own processes.
+def _start(*arguments: str, errors: IO[bytes], module: str = "benchmarks") -> subprocess.Popen[str]:
+    """One of this package's own processes."""
+    return start([sys.executable, "-m", module, *arguments], errors=errors)
+
+
+def start(
+    command: Sequence[str], *, errors: IO[bytes], output: int | IO[bytes] = subprocess.PIPE, **more: str
+) -> subprocess.Popen[str]:
+    """A process, with these variables beside those of this one; it has to unblock `SIGNALS`.
 
     It is in a session of its own, so that an interrupt from the terminal reaches this process alone, which ends it.
     """
@@ -78,11 +98,11 @@ def _start(*arguments: str, errors: IO[bytes]) -> subprocess.Popen[str]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks", *arguments],
+            list(command),
             cwd=ROOT,
-            env=variables,
+            env=variables | more,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=errors,
             text=True,
             start_new_session=True,
@@ -93,7 +113,7 @@ def _start(*arguments: str, errors: IO[bytes]) -> subprocess.Popen[str]:
     return process
 
 
-def _said(errors: IO[bytes]) -> str:
+def said_in(errors: IO[bytes]) -> str:
     """What was said, in a line: that of the last traceback which names the exception, or the last that has a word."""
     errors.seek(0)
     lines = errors.read().decode(errors="replace").splitlines()
@@ -106,6 +126,23 @@ def _said(errors: IO[bytes]) -> str:
     return next((line.strip() for line in reversed(lines) if re.search(r"\w", line)), "")
 
 
+class Running(typing.Protocol):
+    """A server that was started."""
+
+    port: int
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        """What serves."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process has not ended."""
+
+    def end(self) -> None:
+        """Ends it."""
+
+
 class Server:
     """A peer's server.
 
@@ -114,13 +151,13 @@ class Server:
 
     def __init__(self, peer: str) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
-        self.process = _start("serve", peer, errors=self._errors)
+        self.process: subprocess.Popen[str] = _start("serve", peer, errors=self._errors)
         try:
             ready, _, _ = select.select([self.process.stdout], [], [], LISTENING)
             line = self.process.stdout.readline().strip() if ready and self.process.stdout else ""
             if not line.isdigit():
                 end(self.process)
-                raise Failed(f"its server does not listen: {_said(self._errors) or line or 'it said nothing'}")
+                raise Failed(f"its server does not listen: {said_in(self._errors) or line or 'it said nothing'}")
         except BaseException:
             # Nobody else knows of it yet.
             self.end()
@@ -146,11 +183,14 @@ class Runner:
     :ivar notes: what clients had to say, and which jobs got through when they were tried again.
     """
 
+    #: Which of the packages here has the clients' command line.
+    module = "benchmarks"
+
     def __init__(self, jobs: Sequence[Job], rounds: int, progress: Progress) -> None:
         self._jobs = list(jobs)
         self._rounds = rounds
         self._progress = progress
-        self._servers: dict[str, Server] = {}
+        self._servers: dict[str, Running] = {}
         self._found: dict[Job, list[float | None]] = {job: [None] * rounds for job in jobs}
         self._failures: dict[Job, dict[int, str]] = {job: {} for job in jobs}
         self.notes: list[str] = []
@@ -194,11 +234,15 @@ class Runner:
                     self._try(job, round_)
                 self._progress.end(job.name)
         finally:
-            for peer in list(self._servers):
-                self._end_server(peer)
-            for process in list(_running):
-                end(process)
-            self._progress.clear()
+            self.end()
+
+    def end(self) -> None:
+        """Ends every process that was started."""
+        for peer in list(self._servers):
+            self._end_server(peer)
+        for process in list(_running):
+            end(process)
+        self._progress.clear()
 
     def _try(self, job: Job, round_: int) -> None:
         """Runs it, and once more where it fails, with a server of its own again."""
@@ -232,22 +276,25 @@ class Runner:
             self.notes.append(f"{job.name}: its server had ended, and was started again")
             self._end_server(job.peer)
         if job.peer not in self._servers:
-            self._servers[job.peer] = Server(job.peer)
-        server = self._servers[job.peer]
-        return self._take(job, server.port, server.process.pid)
+            self._servers[job.peer] = self._server(job.peer)
+        running = self._servers[job.peer]
+        return self._take(job, running.port, running.process.pid)
+
+    def _server(self, peer: str) -> Running:
+        return Server(peer)
 
     def _take(self, job: Job, port: int, server: int) -> float:
         """Has a client do it."""
         with tempfile.TemporaryFile() as errors:
             numbers = [str(number) for number in (job.count, port, server)]
-            process = _start("take", job.peer, job.workload.name, *numbers, errors=errors)
+            process = _start("take", job.peer, job.workload.name, *numbers, errors=errors, module=self.module)
             try:
                 output, _ = process.communicate(timeout=TASK)
             except subprocess.TimeoutExpired:
                 raise Failed(f"its client had not ended after {TASK:.0f} s") from None
             finally:
                 end(process)
-            said = _said(errors)
+            said = said_in(errors)
         if process.returncode != 0:
             raise Failed(f"its client ended with {process.returncode}: {said or 'it said nothing'}")
         if said:
@@ -274,7 +321,11 @@ def is_chosen(name: str, only: Sequence[str]) -> bool:
 
 
 def jobs_of(
-    workloads: Sequence[Workload], only: Sequence[str], peers: Sequence[str], scale: float
+    workloads: Sequence[Workload],
+    only: Sequence[str],
+    peers: Sequence[str],
+    scale: float,
+    known: Mapping[str, Peer] = PEERS,
 ) -> tuple[list[Job], list[str]]:
     """The jobs that are asked for, and a line for each peer that is not installed.
 
@@ -288,7 +339,7 @@ def jobs_of(
         for name in workload.counts:
             if peers and name not in peers:
                 continue
-            lacking = PEERS[name].missing() if name in PEERS else None
+            lacking = known[name].missing() if name in known else None
             if lacking:
                 missing[name] = f"{name} is left out: {lacking} is not installed"
             else:

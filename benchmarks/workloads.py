@@ -36,6 +36,8 @@ class Kind(enum.Enum):
     OPENING = "opening"  # connections, each used once and closed
     IDLE = "idle"  # connections that are held, and what they cost the server
     START = "start"  # programs that begin and end
+    PUBLISH = "publish"  # messages to a queue, durable when they are answered
+    CONSUME = "consume"  # messages from a queue, each acknowledged
 
 
 #: How a figure of each kind is told.
@@ -46,6 +48,8 @@ UNITS = {
     Kind.OPENING: "connections/s",
     Kind.IDLE: "bytes a connection",
     Kind.START: "ms",
+    Kind.PUBLISH: "messages/s",
+    Kind.CONSUME: "messages/s",
 }
 
 
@@ -58,6 +62,7 @@ class Workload:
     :param size: octets of a payload.
     :param connections: over how many connections.
     :param is_called: whether each connection that is held has had a call before memory is looked at.
+    :param batch: messages of one call; ``at_once`` counts calls.
     """
 
     name: str
@@ -67,6 +72,7 @@ class Workload:
     size: int = 0
     connections: int = 1
     is_called: bool = False
+    batch: int = 1
 
     @property
     def unit(self) -> str:
@@ -91,7 +97,8 @@ class Workload:
         count = self.counts[peer]
         if self.kind is Kind.IDLE:
             return count
-        return max(1, round(count * scale / self.at_once)) * self.at_once
+        step = self.at_once * self.batch
+        return max(1, round(count * scale / step)) * step
 
 
 def calls(at_once: int, **counts: int) -> Workload:

@@ -16,7 +16,7 @@ from protoframe._version import __version__
 if TYPE_CHECKING:
     from protoframe._client import Client, ClientState
     from protoframe._connection import Connection
-    from protoframe._context import Call, current_call, metadata, timeout
+    from protoframe._context import Call, current_call, current_metadata, metadata, remaining, timeout
     from protoframe._endpoints import Connecting, ListeningPort, connect, listen
     from protoframe._factory import Factory
     from protoframe._protocol import Protocol, request
@@ -147,8 +147,10 @@ __all__ = [
     "__version__",
     "connect",
     "current_call",
+    "current_metadata",
     "listen",
     "metadata",
+    "remaining",
     "request",
     "timeout",
 ]
@@ -178,8 +180,10 @@ _HOMES = {
     "TokenAuthenticator": "authentication",
     "connect": "_endpoints",
     "current_call": "_context",
+    "current_metadata": "_context",
     "listen": "_endpoints",
     "metadata": "_context",
+    "remaining": "_context",
     "request": "_protocol",
     "timeout": "_context",
 }

@@ -18,7 +18,7 @@ import msgspec
 
 from protoframe.errors import InvalidArgument, LocalProtocolError
 
-__all__ = ["Call", "current_call", "metadata", "timeout"]
+__all__ = ["Call", "current_call", "current_metadata", "metadata", "remaining", "timeout"]
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -133,6 +133,20 @@ def timeout(seconds: float) -> Iterator[None]:
         # A generator, such as a fixture of pytest, may end in another context than it began in, which keeps its own.
         with suppress(ValueError):
             scope.reset(token)
+
+
+def current_metadata() -> Mapping[str, str]:
+    """What goes with calls that are made here: the entries of the blocks ``with metadata(...)`` that surround it."""
+    octets = scope.get().metadata
+    return decode_metadata(octets) if octets else NO_METADATA
+
+
+def remaining() -> float | None:
+    """Seconds until the deadline of calls that are made here: that of ``with timeout(...)``, or of the call served.
+
+    Below 0 where it has passed; ``None`` where there is none.
+    """
+    return scope.get().remaining()
 
 
 @contextmanager

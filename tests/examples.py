@@ -18,7 +18,7 @@ those in `SHOWN`
     Are only shown.
 
 Anything else is an error, and so is code that a reader sees and this module does not, such as an indented block.  The
-numbers 12000 to 12099 are the ports of the documentation: each becomes a free port of this machine, the same one
+numbers 12000 to 12299 are the ports of the documentation: each becomes a free port of this machine, the same one
 throughout a page.
 """
 
@@ -40,13 +40,13 @@ from typing import NamedTuple
 from tests.processes import PATIENCE, ROOT, environment, free_port, twistd
 
 #: Languages of blocks that show something which is no program.
-SHOWN = frozenset({"text"})
+SHOWN = frozenset({"ini", "text"})
 #: MyST's directives: markup, not code.
 DIRECTIVES = frozenset({"{toctree}", "{eval-rst}", "{conversation-states}", "{error-tree}"})
 
 _FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[^`]*)")
 _FILE = re.compile(r"# (?P<name>[\w/]+\.py)(?P<more>, continued)?\n")
-_PORT = re.compile(r"\b120\d\d\b")
+_PORT = re.compile(r"\b12[0-2]\d\d\b")
 _LISTENS = re.compile(r"--listen[ =](?P<kind>tcp|tls|ssl|unix):(?P<where>[^: ]+)")
 #: In reStructuredText: what would show code.
 _REST_CODE = re.compile(
@@ -321,7 +321,7 @@ def check_setup(command: str) -> None:
             done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise Broken(f"$ {command}\n{done.stderr}")
-        case ["python3", "-m", "venv", _] | [".", _]:
+        case ["python3", "-m", "venv", _] | [".", _] | ["apt-get", "install", *_]:
             pass
         case ["pip", "install", *options, what] if set(options) <= {"--editable"}:
             project, _, extras = what.rstrip("]").partition("[")

@@ -384,7 +384,7 @@ def test_another_peer_comes_first_in_each_round() -> None:
     ],
 )
 def test_of_a_failure_the_line_is_told_that_names_it(errors: str, said: str) -> None:
-    assert runner._said(io.BytesIO(errors.encode())) == said
+    assert runner.said_in(io.BytesIO(errors.encode())) == said
 
 
 @pytest.fixture

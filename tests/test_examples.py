@@ -11,7 +11,7 @@ import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 import protoframe
-from protoframe import reflection, service
+from protoframe import queue, reflection, service
 from protoframe.cli.main import pf
 from protoframe.cli.problems import STATUSES
 from protoframe.errors import Status
@@ -84,7 +84,7 @@ class Pages(SynchronousTestCase):
         page = (DOCS / "api.md").read_text()
         documented = set(re.findall(r"^ *\.\. (?:auto|py:)\w+:: ([\w.]+)", page, re.MULTILINE))
         expected = {f"protoframe.{name}" for name in protoframe.__all__}
-        for module in (service, reflection):
+        for module in (service, reflection, queue):
             expected |= {f"{module.__name__}.{name}" for name in module.__all__}
         self.assertEqual(expected - documented, set())
 
@@ -92,9 +92,14 @@ class Pages(SynchronousTestCase):
         page = (DOCS / "cli.md").read_text()
         context = click.Context(pf)
         names = set()
-        for name in pf.list_commands(context):
-            command = pf.get_command(context, name)
-            names.add(f"pf {name}")
+        commands = [(f"pf {name}", pf.get_command(context, name)) for name in pf.list_commands(context)]
+        for name, command in commands:
+            if isinstance(command, click.Group):
+                commands += [
+                    (f"{name} {sub}", command.get_command(context, sub)) for sub in command.list_commands(context)
+                ]
+                continue
+            names.add(name)
             for parameter in command.params:
                 if isinstance(parameter, click.Option):
                     names |= {*parameter.opts, *parameter.secondary_opts}

@@ -29,6 +29,7 @@ _COMMANDS = {
     "ping": ("ping", "ping"),
     "bench": ("bench", "bench"),
     "health": ("health", "health"),
+    "queue": ("queue", "queue"),
     "dev-certs": ("dev_certs", "dev_certs"),
     "completion": ("completion", "completion"),
 }

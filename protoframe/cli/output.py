@@ -13,7 +13,18 @@ from typing import TextIO
 
 from protoframe.cli.problems import FAILURE, Problem, clean
 
-__all__ = ["Style", "is_terminal", "pad", "report", "style_for", "width", "write_json", "write_text", "write_through"]
+__all__ = [
+    "Style",
+    "is_terminal",
+    "pad",
+    "report",
+    "style_for",
+    "width",
+    "write_json",
+    "write_octets",
+    "write_text",
+    "write_through",
+]
 
 _BOLD = "1"
 _DIM = "2"
@@ -68,13 +79,22 @@ def write_json(text: str) -> None:
 
 def write_through(text: str) -> None:
     """The same, past all buffers: for a thread, which may still be at it when ``pf`` ends."""
+    write_octets(_json_octets(text))
+
+
+def write_octets(octets: bytes) -> None:
+    """Writes octets as they are, past all buffers: they are out when it returns.
+
+    :raises BrokenPipeError: the reader went away.
+    :raises Problem: they cannot be written.
+    """
     if sys.stdout is None:
         raise Problem("standard output is closed", FAILURE)
-    octets = memoryview(_json_octets(text))
+    rest = memoryview(octets)
     try:
         descriptor = sys.stdout.fileno()
-        while octets:
-            octets = octets[os.write(descriptor, octets) :]
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -508,6 +508,7 @@ class Queue(Protocol):
         subject: ShortText = "",
         headers: Headers = {},  # noqa: B006 - it is not changed
         exclusive: bool = False,
+        limit: Positive | None = None,
     ) -> AsyncIterator[Delivery]:
         """Delivers messages, for as long as the caller takes them.
 
@@ -519,6 +520,7 @@ class Queue(Protocol):
         :param subject: delivers those whose subject has these words: ``*`` stands for one, ``#`` for any number.
         :param headers: and that have these headers.
         :param exclusive: as the group's only consumer.
+        :param limit: delivers so many in all; then nothing more comes, and what is there can be settled.
         """
         raise NotImplementedError
 

@@ -20,3 +20,9 @@ queue = ServiceMaker(
     "Serve durable message queues from a directory: --data DIRECTORY.",
     "pf-queue",
 )
+files = ServiceMaker(
+    "protoframe server of files",
+    "protoframe.servers.files",
+    "Serve the files below a directory, verified at both ends: --root DIR.",
+    "pf-files",
+)

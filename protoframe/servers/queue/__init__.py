@@ -9,7 +9,10 @@ import os
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
 from twisted.python import usage
+from twisted.python.failure import Failure
 
 from protoframe import Error, GoingAway
 from protoframe.servers.queue.ballast import Ballast
@@ -17,6 +20,7 @@ from protoframe.servers.queue.broker import Broker
 from protoframe.servers.queue.clock import wall_clock
 from protoframe.servers.queue.disk import BALLAST, DiskStore
 from protoframe.servers.queue.memory import MemoryStore
+from protoframe.servers.queue.metrics import metrics_site
 from protoframe.servers.queue.service import QueueFactory
 from protoframe.service import ServerOptions, ServerService
 
@@ -39,6 +43,7 @@ class Options(ServerOptions):
         self["data"] = None
         self["ballast"] = 64 * 2**20
         self["check"] = "quick"
+        self["metrics"] = None
         self["max-queues"] = self["max-consumers"] = 10_000
 
     def opt_data(self, directory: str) -> None:
@@ -64,6 +69,15 @@ class Options(ServerOptions):
     def opt_max_consumers(self, count: str) -> None:
         """Consumers that there may be at once: 10000."""
         self["max-consumers"] = _count("--max-consumers", count)
+
+    def opt_metrics(self, where: str) -> None:
+        """Where to serve metrics to Prometheus, by HTTP: tcp:9100:interface=127.0.0.1, any Twisted stream endpoint."""
+        from twisted.internet import reactor
+
+        try:
+            self["metrics"] = serverFromString(reactor, where)
+        except (ValueError, TypeError, IndexError, LookupError) as error:
+            raise usage.UsageError(f"--metrics: {where!r} is no endpoint: {error}") from None
 
     def postOptions(self) -> None:
         """Checks that there is a directory."""
@@ -109,19 +123,38 @@ class QueueService(ServerService):
             max_queues=options["max-queues"],
             max_consumers=options["max-consumers"],
         )
+        self._metrics = options["metrics"]
+        self._metrics_port: IListeningPort | None = None
+        if self._metrics is not None:
+            try:
+                self._site = metrics_site(self.broker)
+            except ImportError:
+                raise SystemExit("--metrics needs prometheus-client: pip install 'protoframe[metrics]'") from None
         super().__init__(QueueFactory(self.broker, reflection=not options["no-reflection"]), options)
 
     def prepare(self) -> None:
-        """Opens the directory."""
+        """Opens the directory, and serves the metrics."""
         try:
             self.broker.open()
         except ValueError as error:
             self.fail(str(error))
+            return
+        if self._metrics is not None:
+            listening = self._metrics.listen(self._site)
+            listening.addCallbacks(self._serving_metrics, self._no_metrics)
+
+    def _serving_metrics(self, port: IListeningPort) -> None:
+        self._metrics_port = port
+
+    def _no_metrics(self, failure: Failure) -> None:
+        self.fail(f"--metrics: cannot listen: {failure.getErrorMessage()}")
 
     def stopService(self) -> Deferred[Any]:
         """Has consumers go, lets the calls end that run, and closes the directory."""
         from twisted.internet import reactor
 
+        if self._metrics_port is not None:
+            self._metrics_port.stopListening()
         self.broker.end_consumers(GoingAway("the server is shutting down"))
         clock: Any = reactor
         self._leaving = clock.callLater(_GRACE, self._see_off, clock)

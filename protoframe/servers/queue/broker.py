@@ -328,13 +328,20 @@ class Broker:
     # Consuming.
 
     def consume(
-        self, name: str, group: str, prefetch: int, selector: Selector | None, *, is_exclusive: bool
+        self,
+        name: str,
+        group: str,
+        prefetch: int,
+        selector: Selector | None,
+        *,
+        is_exclusive: bool = False,
+        limit: int | None = None,
     ) -> Consumer:
         """A new consumer."""
         joined = self.queue(name).group(group)
         if self.consumers >= self._max_consumers:
             raise TooMany(f"there are {self.consumers} consumers already", limit=self._max_consumers)
-        return joined.join(prefetch, selector, is_exclusive=is_exclusive)
+        return joined.join(prefetch, selector, is_exclusive=is_exclusive, limit=limit)
 
     @property
     def consumers(self) -> int:

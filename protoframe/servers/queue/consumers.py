@@ -6,6 +6,7 @@ whom.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -38,10 +39,13 @@ class Consumer:
     :param group: whose it is.
     :param prefetch: messages that it may have at once.
     :param selector: what it wants; ``None`` for everything.
+    :param limit: messages that it gets in all.
     :ivar buffer: what is to be sent to it.
     """
 
-    def __init__(self, group: Group, prefetch: int, selector: Selector | None, *, is_exclusive: bool) -> None:
+    def __init__(
+        self, group: Group, prefetch: int, selector: Selector | None, *, is_exclusive: bool, limit: int | None
+    ) -> None:
         self.buffer: deque[Delivery] = deque()
         self.is_exclusive = is_exclusive
         self.selector = selector
@@ -53,6 +57,7 @@ class Consumer:
         self.dry_at = -1
         self._group = group
         self._prefetch = prefetch
+        self._left = math.inf if limit is None else limit
         self._octets = 0
         self._error: Error | None = None
         self._waiting: Deferred[None] | None = None
@@ -60,7 +65,7 @@ class Consumer:
     @property
     def credit(self) -> int:
         """Messages that it may be given now."""
-        return 0 if self._octets >= _OCTETS else self._prefetch - self.has
+        return 0 if self._octets >= _OCTETS else int(min(self._prefetch - self.has, self._left))
 
     def forgo(self, count: int) -> None:
         """It may have so many less at once: it is about to leave."""
@@ -69,6 +74,7 @@ class Consumer:
     def give(self, deliveries: Sequence[Delivery]) -> None:
         """Messages are to be sent to it."""
         self.buffer.extend(deliveries)
+        self._left -= len(deliveries)
         self._octets += sum(len(delivery.body) for delivery in deliveries)
         self._tell()
 
@@ -143,7 +149,9 @@ class Group:
         self._happened = 0
         self._again: Any = None
 
-    def join(self, prefetch: int, selector: Selector | None, *, is_exclusive: bool) -> Consumer:
+    def join(
+        self, prefetch: int, selector: Selector | None, *, is_exclusive: bool = False, limit: int | None = None
+    ) -> Consumer:
         """A new consumer.
 
         :raises Exclusive: there is an exclusive one, or there are others and this wants to be one.
@@ -152,7 +160,7 @@ class Group:
             text = "has an exclusive consumer" if self.consumers[0].is_exclusive else "has consumers already"
             where = f"group {self._name} of queue {self._queue}" if self._name else f"queue {self._queue}"
             raise Exclusive(f"{where} {text}", queue=self._queue, group=self._name)
-        consumer = Consumer(self, prefetch, selector, is_exclusive=is_exclusive)
+        consumer = Consumer(self, prefetch, selector, is_exclusive=is_exclusive, limit=limit)
         self.consumers.append(consumer)
         self.pump()
         return consumer

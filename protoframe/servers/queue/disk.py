@@ -175,11 +175,11 @@ class DiskStore(RuledStore):
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        self._closing = Deferred()
+        closing = self._closing = Deferred()
         self._hand_over()
         if not self._is_busy:
             self._end_thread()
-        return self._closing
+        return closing
 
     def _end_thread(self) -> None:
         if self._thread is not None:
@@ -193,7 +193,7 @@ class DiskStore(RuledStore):
     # In the reactor's thread.
 
     def publish(self, queue: str, messages: Sequence[Message]) -> Deferred[list[Receipt]]:
-        size = sum(len(message.body) for message in messages)
+        size = len(messages[0].body) if len(messages) == 1 else sum(len(message.body) for message in messages)
         return self._call(_Call(self._rules.publish, (queue, messages), needs_room=True, size=size))
 
     def declare(self, queue: str, settings: Settings, replace: bool) -> Deferred[bool]:

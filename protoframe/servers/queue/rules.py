@@ -293,29 +293,40 @@ class Rules:
         :raises QueueFull: there is no room.
         """
         queue = self._queue(name)
+        settings = queue.settings
         now = self._clock()
         rows = [self._row(queue, message, now) for message in messages]
-        receipts, rows, fresh = self._numbered(queue, messages, rows, now)
+        fresh: list[tuple[str, int]] = []
+        if settings.dedup_window:
+            receipts, rows, fresh = self._news(queue, messages, rows, now)
+        else:
+            receipts = [Receipt(number) for number in range(queue.sequence + 1, queue.sequence + 1 + len(rows))]
         stored = len(rows)
-        if queue.settings.order is Order.LAST_VALUE:
+        for number, row in enumerate(rows, queue.sequence + 1):
+            row.id = number
+        superseded: dict[int, list[Row]] = {}
+        if settings.order is Order.LAST_VALUE:
             rows = list({row.key: row for row in rows}.values())
-        superseded = {group.id: self._superseded(queue, group, rows) for group in queue.groups.values()}
+            superseded = {group.id: self._superseded(group, rows) for group in queue.groups.values()}
         self._touch(queue)
-        for group in queue.groups.values():
-            self._check_room(queue, group, rows, superseded[group.id])
+        if settings.max_messages is not None or settings.max_bytes is not None:
+            for group in queue.groups.values():
+                self._check_room(queue, group, rows, superseded.get(group.id, []))
         # From here on nothing is refused any more.
         queue.sequence += stored
         queue.published += stored
         queue.duplicates += len(messages) - stored
         if fresh:
-            expires = now + queue.settings.dedup_window
+            expires = now + settings.dedup_window
             self._rows.remember(queue.id, fresh, expires)
             self._forgets_at = min(self._forgets_at, expires)
             self._wake_by(expires)
         for group in queue.groups.values():
-            self._remove(group, superseded[group.id])
+            if superseded:
+                self._remove(group, superseded[group.id])
             self._add(queue, group, rows)
-            self._make_room(queue, group, now)
+            if settings.overflow is Overflow.DROP_OLDEST:
+                self._make_room(queue, group, now)
         return receipts
 
     def _row(self, queue: QueueRecord, message: Message, now: float) -> Row:
@@ -341,23 +352,18 @@ class Rules:
         rank = -message.priority if settings.order is Order.PRIORITY else 0
         delay = settings.delay if message.delay is None else message.delay
         state, due = (DELAYED, now + delay) if delay else (READY, None)
-        expires = _earliest(now, message.ttl, settings.message_ttl)
+        expires = None
+        if message.ttl is not None or settings.message_ttl is not None:
+            expires = _earliest(now, message.ttl, settings.message_ttl)
         return Row(0, 0, rank, state, due, 0, 0, expires, key, size, now, properties, message.body)
 
-    def _numbered(
+    def _news(
         self, queue: QueueRecord, messages: Sequence[Message], rows: list[Row], now: float
     ) -> tuple[list[Receipt], list[Row], list[tuple[str, int]]]:
-        """Receipts, the messages that are not known yet, with their numbers, and the deduplication keys of these."""
+        """Receipts, the messages that are not known yet, and the deduplication keys of these, with their numbers."""
+        keys = [message.dedup for message in messages if message.dedup]
+        known = self._rows.known(queue.id, keys, now) if keys else {}
         sequence = queue.sequence
-        keys = [message.dedup for message in messages if message.dedup] if queue.settings.dedup_window else []
-        if not keys:
-            receipts = []
-            for row in rows:
-                sequence += 1
-                row.id = sequence
-                receipts.append(Receipt(sequence))
-            return receipts, rows, []
-        known = self._rows.known(queue.id, keys, now)
         receipts, new, fresh = [], [], []
         for message, row in zip(messages, rows, strict=True):
             earlier = known.get(message.dedup) if message.dedup else None
@@ -365,7 +371,6 @@ class Rules:
                 receipts.append(Receipt(earlier, True))
                 continue
             sequence += 1
-            row.id = sequence
             receipts.append(Receipt(sequence))
             new.append(row)
             if message.dedup:
@@ -373,18 +378,14 @@ class Rules:
                 fresh.append((message.dedup, sequence))
         return receipts, new, fresh
 
-    def _superseded(self, queue: QueueRecord, group: GroupRecord, rows: list[Row]) -> list[Row]:
+    def _superseded(self, group: GroupRecord, rows: list[Row]) -> list[Row]:
         """What rows take the place of."""
-        if queue.settings.order is not Order.LAST_VALUE:
-            return []
         self._flush()
         return self._rows.by_key(group.id, [row.key for row in rows if row.key is not None])
 
     def _check_room(self, queue: QueueRecord, group: GroupRecord, rows: list[Row], superseded: list[Row]) -> None:
         settings = queue.settings
         messages, octets = settings.max_messages, settings.max_bytes
-        if messages is None and octets is None:
-            return
         if settings.overflow is Overflow.REFUSE:
             count = group.ready + group.delayed + len(rows) - len(superseded)
             size = group.bytes - group.leased_bytes + _size(rows) - _size(superseded)
@@ -422,8 +423,6 @@ class Rules:
     def _make_room(self, queue: QueueRecord, group: GroupRecord, now: float) -> None:
         """The oldest go, where there are too many."""
         settings = queue.settings
-        if settings.overflow is not Overflow.DROP_OLDEST:
-            return
         while True:
             excess = 0 if settings.max_messages is None else group.ready + group.delayed - settings.max_messages
             octets = 0 if settings.max_bytes is None else group.bytes - group.leased_bytes - settings.max_bytes
@@ -469,7 +468,7 @@ class Rules:
                 self.woken.add((letters.name, target.name))
             self._flush()
         self._remove(group, rows)
-        if letters is not None:
+        if letters is not None and letters.settings.overflow is Overflow.DROP_OLDEST:
             for target in letters.groups.values():
                 self._make_room(letters, target, now)
 

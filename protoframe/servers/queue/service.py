@@ -94,10 +94,11 @@ class QueueServer(Queue, name="Queue"):
         subject: ShortText = "",
         headers: Headers = _NONE,
         exclusive: bool = False,
+        limit: Positive | None = None,
     ) -> AsyncIterator[Delivery]:
         """Delivers messages."""
         selector = Selector.of(subject, headers)
-        consumer = self._broker.consume(queue, group, prefetch, selector, is_exclusive=exclusive)
+        consumer = self._broker.consume(queue, group, prefetch, selector, is_exclusive=exclusive, limit=limit)
         try:
             while True:
                 await consumer.wait()

@@ -7,6 +7,7 @@ alone has the database: no other process can use it meanwhile.
 from __future__ import annotations
 
 import math
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ PAGE, CHECKPOINT_PAGES = 4096, 8192
 #: KiB of pages that are kept in memory.
 _CACHE = 32 * 1024
 #: Rows that one statement deals with, the most first.
-_CHUNKS = (512, 64, 8, 1)
+_CHUNKS = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 _SCHEMA = """
 CREATE TABLE queue (
@@ -86,6 +87,24 @@ _encode_settings = msgspec.json.Encoder().encode
 _decode_settings = msgspec.json.Decoder(Settings).decode
 
 
+def write_anew(path: str) -> None:
+    """Writes to a file, if it is there, what is read of it, and syncs it: then it is on the disk as it is read.
+
+    :raises OSError: it cannot be written, or not synced.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        offset = 0
+        while part := os.pread(file, 2**20, offset):
+            offset += os.pwrite(file, part, offset)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 class SQLiteRows:
     """Rows in a database.
 
@@ -116,6 +135,9 @@ class SQLiteRows:
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise ValueError(f"{path}: another process uses it") from None
             raise ValueError(f"{path}: {error}") from None
+        except OSError as error:
+            self._database.close()
+            raise ValueError(f"{path}-wal: {error.strerror}") from None
         except ValueError:
             self._database.close()
             raise
@@ -145,6 +167,9 @@ class SQLiteRows:
         ):
             self._execute(f"PRAGMA {pragma}")
         self._execute("BEGIN IMMEDIATE")
+        # From here on this process alone writes.  A sync that failed may have left the log in the system's cache alone;
+        # to copy it into the database as it is read would break the database, if power is cut before the log is synced.
+        write_anew(f"{path}-wal")
         for number, script in enumerate(_MIGRATIONS[version:], version + 1):
             for statement in filter(str.strip, script.split(";")):
                 self._execute(statement)
@@ -153,7 +178,6 @@ class SQLiteRows:
             # As above; a disk that is full has no room for it.
             self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self._execute("COMMIT")
-        # What was read back may have been written by a process whose sync failed: it is synced before it counts.
         self.checkpoint()
         if check != "none":
             found = self._execute(f"PRAGMA {'quick_check' if check == 'quick' else 'integrity_check'}(1)").fetchone()[0]

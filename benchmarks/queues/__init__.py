@@ -1,0 +1,1 @@
+"""Measures `pf-queue` beside the message queues that a user would pick."""

@@ -1,0 +1,115 @@
+"""Small files that come in a stream: written down as they come, and made durable together.
+
+Knows when a batch is enough; how it is written is `protoframe.files._small`'s.  While one batch is made durable the
+next is written down, so batches are as large as the disk is slow.  Runs in the reactor's thread, at both ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+
+from twisted.internet.defer import Deferred
+
+from protoframe.files._contract import Outcome, SmallFile
+from protoframe.files._copying import Bell
+from protoframe.files._disk import Disk
+from protoframe.files._small import BatchWriter, Staged
+
+__all__ = ["Batches"]
+
+#: Files, and bytes, that are written down in one piece of disk work.
+_PIECE = 256
+_PIECE_OCTETS = 1024 * 1024
+#: Files, and bytes, that are written down and not durable yet, at the most.
+_MOST = 8192
+_MOST_OCTETS = 64 * 1024 * 1024
+#: What waits to be written down, at the most.
+_WAITING = 1024
+_WAITING_OCTETS = 4 * 1024 * 1024
+
+
+class Batches:
+    """Takes small files by `feed`, and tells by `outcomes` what became of them, in order.
+
+    :param disk: writes them.
+    :param writer: how.
+    """
+
+    def __init__(self, disk: Disk, writer: BatchWriter) -> None:
+        self._disk = disk
+        self._writer = writer
+        self._bell = Bell()
+        self._room = Bell()
+        self._queue: deque[SmallFile] = deque()
+        self._octets = 0
+        self._ended = False
+
+    async def feed(self, file: SmallFile) -> None:
+        """A file came; waits while too many are not written down."""
+        self._queue.append(file)
+        self._octets += len(file.data)
+        if len(self._queue) == 1 or len(self._queue) >= _PIECE:
+            self._bell.ring()
+        while len(self._queue) > _WAITING or self._octets > _WAITING_OCTETS:
+            await self._room.wait()
+
+    def end(self) -> None:
+        """No more come."""
+        self._ended = True
+        self._bell.ring()
+
+    def fail(self, error: BaseException) -> None:
+        """No more come, although there are more."""
+        self._bell.fail(error)
+        self._room.fail(error)
+
+    async def outcomes(self) -> AsyncIterator[list[Outcome]]:
+        """What became of the files; ends when `end` was called and all are durable.
+
+        :raises OSError: the disk failed.
+        """
+        staged: Staged = []
+        octets = 0
+        committing: Deferred[list[Outcome]] | None = None
+        try:
+            while True:
+                if committing is not None and committing.called:
+                    outcomes = await committing
+                    committing = None
+                    yield outcomes
+                if committing is None and staged and (not self._queue or len(staged) >= _MOST // 4):
+                    committing = self._disk.run(self._writer.commit, staged)
+                    committing.addBoth(self._rung)
+                    staged, octets = [], 0
+                if self._queue and len(staged) < _MOST and octets < _MOST_OCTETS:
+                    piece = self._piece()
+                    octets += sum(len(file.data) for file in piece)
+                    staged += await self._disk.run(self._writer.stage, piece)
+                    self._room.ring()
+                elif committing is not None and not committing.called:
+                    await self._bell.wait()
+                elif committing is None and not staged:
+                    if self._ended and not self._queue:
+                        return
+                    if not self._queue:
+                        await self._bell.wait()
+        finally:
+            if committing is not None:
+                committing.addErrback(lambda _: None)
+            if staged:
+                self._disk.run(self._writer.abandon, staged).addErrback(lambda _: None)
+
+    def _piece(self) -> list[SmallFile]:
+        piece: list[SmallFile] = []
+        octets = 0
+        while self._queue and len(piece) < _PIECE and octets < _PIECE_OCTETS:
+            file = self._queue.popleft()
+            octets += len(file.data)
+            piece.append(file)
+        self._octets -= octets
+        return piece
+
+    def _rung(self, result: list[Outcome]) -> list[Outcome]:
+        self._bell.ring()
+        return result

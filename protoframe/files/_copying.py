@@ -1,0 +1,384 @@
+"""Both ends of the copy of one file, while a stream each way is open: who sends, and who receives.
+
+Knows the items of `Files.read` and `Files.write`, and in which order they go; not which end is the client, nor how the
+streams are carried.  Disk work goes to a `Disk`; this runs in the reactor's thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from protoframe.files._blocks import window_for
+from protoframe.files._contract import (
+    Again,
+    Answer,
+    BadTransfer,
+    Block,
+    CorruptCopy,
+    Got,
+    Offer,
+    Receipt,
+    Sent,
+    Want,
+    Whole,
+)
+from protoframe.files._disk import Disk
+from protoframe.files._partial import Partial
+from protoframe.files._source import SourceFile
+
+__all__ = ["Bell", "Receiver", "Sender", "pump"]
+
+#: Bytes that are read for one piece of disk work.
+_STRETCH = 1024 * 1024
+#: Bytes that are verified in one piece of disk work.
+_SLICE = 32 * 1024 * 1024
+#: How often blocks may be wrong before a copy is given up, and how often all of it may be.
+_MOST_WRONG = 1000
+_MOST_ROUNDS = 8
+#: Blocks that are asked for again at a time.
+_MOST_AGAIN = 4096
+
+
+class Bell:
+    """Something has happened that somebody waits for."""
+
+    __slots__ = ("_error", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: list[Deferred[None]] = []
+        self._error: BaseException | None = None
+
+    def ring(self) -> None:
+        """Wakes those who wait."""
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if not one.called:
+                one.callback(None)
+
+    def fail(self, error: BaseException) -> None:
+        """From now on there is nothing to wait for."""
+        if self._error is None:
+            self._error = error
+        self.ring()
+
+    def check(self) -> None:
+        """Raises why there is nothing to wait for, if so."""
+        if self._error is not None:
+            raise self._error
+
+    async def wait(self) -> None:
+        """Waits for the next ring."""
+        self.check()
+        rung: Deferred[None] = Deferred()
+        self._waiting.append(rung)
+        await rung
+        self.check()
+
+
+class Sender:
+    """Sends a file.
+
+    :param disk: reads it.
+    :param source: the file.
+    :param offer: whether an `Offer` comes first.
+    :param pace: awaited with the size of each block before it goes; may hold it back.
+    :param sent: called with the size of each block that goes.
+    :ivar whole: the digest of the file, once all of it was read.
+    :ivar receipt: what the receiving end said at last.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        source: SourceFile,
+        *,
+        offer: bool = False,
+        pace: Callable[[int], Awaitable[None]] | None = None,
+        sent: Callable[[int], None] | None = None,
+    ) -> None:
+        self._disk = disk
+        self._source = source
+        self._offer = offer
+        self._pace = pace
+        self._sent = sent
+        self._bell = Bell()
+        self._want: Want | None = None
+        self._under_way = 0
+        self._again: list[int] = []
+        self.whole = b""
+        self.receipt: Receipt | None = None
+
+    def answer(self, item: Answer) -> None:
+        """The receiving end says something.
+
+        :raises BadTransfer: that has no place here.
+        """
+        blocks = self._source.blocks
+        if isinstance(item, Want):
+            if self._want is not None or not _are_ranges(item.ranges, blocks.count) or item.window < 0:
+                raise BadTransfer("the receiving end wants what there is not")
+            self._want = item
+        elif isinstance(item, Got):
+            self._under_way = max(0, self._under_way - item.octets)
+        elif isinstance(item, Again):
+            self._again += item.blocks
+            if self._want is None or len(self._again) > blocks.count + _MOST_WRONG:
+                raise BadTransfer("the receiving end wants too much again")
+            if not all(0 <= index < blocks.count for index in item.blocks):
+                raise BadTransfer("the receiving end wants what there is not")
+        else:
+            self.receipt = item
+        self._bell.ring()
+
+    def fail(self, error: BaseException) -> None:
+        """The receiving end says nothing any more."""
+        self._bell.fail(error)
+
+    async def items(self) -> AsyncIterator[Sent]:
+        """What to send; ends with the receipt."""
+        if self._offer:
+            yield Offer(self._source.source)
+        while self._want is None:
+            await self._bell.wait()
+        wanted = bytearray(self._source.blocks.count)
+        for first, count in self._want.ranges:
+            wanted[first : first + count] = b"\1" * count
+        index, count = 0, len(wanted)
+        ahead: Deferred[tuple[list[Sent], int]] | None = None
+        try:
+            while index < count:
+                if ahead is None:
+                    ahead = self._disk.run(self._source.stretch, index, wanted, _STRETCH)
+                now, ahead = ahead, None
+                items, index = await now
+                if index < count:
+                    # The disk is read while this is sent.
+                    ahead = self._disk.run(self._source.stretch, index, wanted, _STRETCH)
+                for item in items:
+                    if isinstance(item, Block):
+                        await self._may_send(item)
+                    yield item
+        finally:
+            if ahead is not None:
+                ahead.addErrback(lambda _: None)
+        while self.receipt is None:
+            while self._again:
+                some, self._again = self._again[:8], self._again[8:]
+                for item in await self._disk.run(self._source.again, some):
+                    if isinstance(item, Block):
+                        await self._may_send(item)
+                    yield item
+            self.whole = await self._disk.run(self._source.whole)
+            yield Whole(self.whole)
+            while self.receipt is None and not self._again:
+                await self._bell.wait()
+
+    async def _may_send(self, block: Block) -> None:
+        size = len(block.data)
+        window = self._want.window if self._want is not None else 0
+        while self._under_way and self._under_way + size > window:
+            await self._bell.wait()
+        self._bell.check()
+        if self._pace is not None:
+            await self._pace(size)
+        self._under_way += size
+        if self._sent is not None:
+            self._sent(size)
+
+
+class Receiver:
+    """Receives a file into a `Partial`, and has it put into its place.
+
+    `feed` is given what comes; `answers` does the work, and is what to send.
+
+    :param disk: writes it.
+    :param partial: the copy, just opened.
+    :param commit: called in a thread when all is verified and durable: it puts the file into its place.
+    :param began: called with the bytes that are there already.
+    :param got: called with the bytes of blocks that were dealt with.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        partial: Partial,
+        commit: Callable[[], Any],
+        began: Callable[[int], None] | None = None,
+        got: Callable[[int], None] | None = None,
+    ) -> None:
+        self._disk = disk
+        self._partial = partial
+        self._commit = commit
+        self._began = began
+        self._got = got
+        self._bell = Bell()
+        self._room = Bell()
+        self._queue: deque[Sent] = deque()
+        self._octets = 0
+        self._window = window_for(partial.source.size, partial.source.block_size, partial.attempts)
+        self._wrong = 0
+        self._rounds = 0
+        self.receipt: Receipt | None = None
+
+    async def feed(self, item: Sent) -> None:
+        """Something came; waits while too much of it is not dealt with.
+
+        :raises BadTransfer: it has no place here.
+        """
+        if isinstance(item, Offer):
+            raise BadTransfer("an offer comes first, and once")
+        self._queue.append(item)
+        if isinstance(item, Block):
+            self._octets += len(item.data)
+        self._bell.ring()
+        while self._octets > self._window or len(self._queue) > 1000:
+            await self._room.wait()
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing comes any more."""
+        self._bell.fail(error)
+        self._room.fail(error)
+
+    async def answers(self) -> AsyncIterator[Answer]:
+        """What to send; ends with the receipt.
+
+        :raises CorruptCopy: what is on the disk does not become what was sent.
+        """
+        blocks = self._partial.blocks
+        if blocks.missing < blocks.count:
+            # Of an earlier attempt: believed when the disk says the same.
+            await self._verify()
+        if self._began is not None:
+            self._began(blocks.size - blocks.missing_size())
+        yield Want(blocks.missing_ranges(), self._window)
+        while self.receipt is None:
+            while not self._queue:
+                await self._bell.wait()
+            batch: list[Sent] = []
+            whole: Whole | None = None
+            while self._queue and whole is None:
+                item = self._queue.popleft()
+                if isinstance(item, Whole):
+                    whole = item
+                else:
+                    batch.append(item)
+            if batch:
+                again, octets = await self._take(batch)
+                self._octets -= octets
+                self._room.ring()
+                if octets:
+                    yield Got(octets)
+                    if self._got is not None:
+                        self._got(octets)
+                if again:
+                    self._count_wrong(len(again))
+                    yield Again(again)
+            if whole is not None and not self._queue:
+                again = await self._finish(whole)
+                if again:
+                    self._count_round()
+                    yield Again(again)
+        yield self.receipt
+
+    async def _take(self, batch: list[Sent]) -> tuple[list[int], int]:
+        """Has what came written down, in two threads where there is enough."""
+        half = len(batch) // 2
+        if half < 2 or not self._disk.threads:
+            return await self._disk.run(self._partial.take, batch)
+        other = self._disk.run(self._partial.take, batch[half:])
+        try:
+            again, octets = await self._disk.run(self._partial.take, batch[:half])
+        except BaseException:
+            other.addErrback(lambda _: None)
+            raise
+        more, octets_more = await other
+        return again + more, octets + octets_more
+
+    async def _finish(self, whole: Whole) -> list[int]:
+        """Everything was sent: which blocks are wanted again, or the file is in its place."""
+        blocks = self._partial.blocks
+        if blocks.missing:
+            missing = (index for first, count in blocks.missing_ranges() for index in range(first, first + count))
+            return list(itertools.islice(missing, _MOST_AGAIN))
+        # The disk is written while what was written is read: what is read does not change by that.
+        syncing = self._disk.run(self._partial.sync)
+        try:
+            bad = await self._verify()
+        except BaseException:
+            syncing.addErrback(lambda _: None)
+            raise
+        await syncing
+        if bad:
+            return sorted(bad)[:_MOST_AGAIN]
+        root = await self._disk.run(self._partial.root)
+        if root != whole.digest:
+            raise CorruptCopy("the digest of the whole is not the sender's")
+        await self._disk.run(self._commit)
+        self.receipt = Receipt(root, blocks.size)
+        return []
+
+    async def _verify(self) -> list[int]:
+        """Reads what is there from the disk, in as many threads as there are, and drops what is wrong; which it is."""
+        partial = self._partial
+        count = max(1, _SLICE // partial.blocks.block_size)
+        firsts = iter(range(0, partial.blocks.count, count))
+        bad: list[int] = []
+
+        async def work() -> None:
+            for first in firsts:
+                bad.extend(await self._disk.run(partial.recheck, first, count))
+
+        other = Deferred.fromCoroutine(work())
+        try:
+            await work()
+        except BaseException:
+            other.addErrback(lambda _: None)
+            raise
+        await other
+        return bad
+
+    def _count_wrong(self, number: int) -> None:
+        self._wrong += number
+        if self._wrong > _MOST_WRONG + self._partial.blocks.count:
+            raise CorruptCopy("blocks come wrong, again and again")
+
+    def _count_round(self) -> None:
+        self._rounds += 1
+        if self._rounds > _MOST_ROUNDS:
+            raise CorruptCopy("what was written is not what is read from the disk, again and again")
+
+
+def pump(items: AsyncIterator[Any], feed: Callable[[Any], Awaitable[None] | None], end: Any) -> Deferred[None]:
+    """Gives items to a `Receiver` or `Sender` as they come, and tells it when none come any more.
+
+    :param end: the receiver or sender.
+    """
+
+    async def run() -> None:
+        try:
+            async for item in items:
+                waiting = feed(item)
+                if waiting is not None:
+                    await waiting
+        except BaseException as error:
+            end.fail(error)
+            if isinstance(error, GeneratorExit):
+                raise
+        else:
+            end.fail(BadTransfer("the other end says nothing any more, in the midst of a copy"))
+
+    return Deferred.fromCoroutine(run())
+
+
+def _are_ranges(ranges: Iterable[tuple[int, int]], count: int) -> bool:
+    before = 0
+    for first, length in ranges:
+        if first < before or length < 1:
+            return False
+        before = first + length
+    return before <= count

@@ -1,0 +1,105 @@
+"""Disk work, away from the reactor: threads for it, and what Python lacks of Linux's calls.
+
+Knows functions that block; not what they do.  Without threads they run at once, which is for simulated time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, execute
+from twisted.python.failure import Failure
+
+__all__ = ["Disk", "keep_memory", "start_writeback", "sync_filesystem"]
+
+T = TypeVar("T")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syncfs = getattr(_libc, "syncfs", None)
+_sync_file_range = getattr(_libc, "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_SYNC_FILE_RANGE_WRITE = 2
+
+_mallopt = getattr(_libc, "mallopt", None)
+#: glibc's numbers: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX; and what each is set to.
+_MALLOC = {-3: 64 << 20, -1: 128 << 20, -2: 4 << 20, -8: 1}
+
+
+def keep_memory() -> None:
+    """Has the process keep the memory of its blocks, rather than give it back and have it cleared and mapped anew.
+
+    That would take more time than to read, send and verify them.  It is a setting of the whole process, for glibc; what
+    is kept is no more than what was in use at once.
+    """
+    if _mallopt is not None:
+        for name, value in _MALLOC.items():
+            _mallopt(name, value)
+
+
+def sync_filesystem(fd: int) -> bool:
+    """Makes everything on a file system durable, in one go; ``False`` where this system cannot.
+
+    :raises OSError: something could not be written.
+    """
+    if _syncfs is None:
+        return False
+    if _syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return True
+
+
+def start_writeback(fd: int, offset: int, length: int) -> None:
+    """Has the kernel begin to write a part of a file to the disk, so that less is left for ``fsync``."""
+    if _sync_file_range is not None:
+        _sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+
+class Disk:
+    """Threads that do disk work.
+
+    What waits for a thread is bounded by those who ask: each copy has two or three pieces of work there at a time.
+
+    :param reactor: where results are told.
+    :param threads: how many; 0 runs everything at once, in the caller's.
+    """
+
+    def __init__(self, reactor: Any, threads: int = 4) -> None:
+        keep_memory()
+        self._reactor = reactor
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pf-files") if threads else None
+        self.threads = threads
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
+        """Calls a function in a thread.  Cancelling gives up waiting: what has begun goes on."""
+        pool = self._pool
+        if pool is None:
+            return execute(function, *arguments)
+        done: Deferred[T] = Deferred()
+        tell = self._reactor.callFromThread
+
+        def work() -> None:
+            result: Any
+            try:
+                result = function(*arguments)
+            except BaseException:
+                result = Failure()
+            tell(_fire, done, result)
+
+        pool.submit(work)
+        return done
+
+    def close(self) -> None:
+        """Takes no more work; what was begun ends."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+
+
+def _fire(done: Deferred[Any], result: Any) -> None:
+    # One that was cancelled takes, and drops, one result more.
+    done.callback(result)

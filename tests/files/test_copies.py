@@ -1,0 +1,472 @@
+"""Copies over real TCP: whole, resumed, repaired, refused; never half a file under its final name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import threading
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from zope.interface import implementer
+
+from protoframe import Backoff, IAuthenticator, Identity, Unavailable
+from protoframe.files import (
+    Block,
+    CorruptCopy,
+    Digest,
+    DigestUnavailable,
+    Direction,
+    FileClient,
+    FileTooLarge,
+    NoSuchPath,
+    OverQuota,
+    ReadOnly,
+    Source,
+    SourceChanged,
+    _blocks,
+    _trees,
+)
+from protoframe.files._partial import Partial, clean_partials
+from protoframe.files._source import SourceFile
+from protoframe.files._tree import Tree
+from protoframe.servers.files import Access, _service, parse_rule
+from tests.files.support import MIB, content, contents, ends, leftovers, write
+
+QUICK = {"backoff": Backoff(first=0.001, longest=0.01)}
+
+
+def both_ways(function):
+    return pytest.mark.parametrize("way", ["put", "get"])(pytest_twisted.ensureDeferred(function))
+
+
+class Case:
+    """One file and the end that it goes to."""
+
+    def __init__(self, both, way, size, name="file"):
+        self.both = both
+        self.data = content(size)
+        self.source = write((both.local if way == "put" else both.root) / "from" / name, self.data)
+        self.there = (both.root if way == "put" else both.local) / name
+        self.receiving = both.root if way == "put" else both.local
+        self.arguments = (str(self.source), name) if way == "put" else (f"from/{name}", str(self.there))
+        self.copy = getattr(both.client, way)
+
+    async def run(self):
+        return await self.copy(*self.arguments)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16384, 16385, 65536, 3 * MIB + 7])
+@both_ways
+async def test_copy_is_the_same_with_its_time_and_mode(tmp_path, way, size):
+    async with ends(tmp_path) as both:
+        case = Case(both, way, size)
+        os.chmod(case.source, 0o640)
+        os.utime(case.source, ns=(1, 1_600_000_000_123_456_789))
+        summary = await case.run()
+        assert case.there.read_bytes() == case.data
+        status = case.there.stat()
+        assert (status.st_mtime_ns, status.st_mode & 0o777) == (1_600_000_000_123_456_789, 0o640)
+        assert (summary.files, summary.octets, summary.moved, summary.moved_again) == (1, size, size, 0)
+        assert leftovers(case.receiving) == []
+
+
+@both_ways
+async def test_twenty_lost_connections_cost_less_than_five_hundredths(tmp_path, way, monkeypatch):
+    size = 16 * MIB
+    async with ends(tmp_path, client=QUICK) as both:
+        case = Case(both, way, size)
+        cuts = [size * number // 21 for number in range(1, 21)]
+        stored = 0
+        attempts = []
+        lock = threading.Lock()
+        take = Partial.take
+
+        def counted(self, items):
+            nonlocal stored
+            result = take(self, items)
+            with lock:
+                stored += result[1]
+                # Each attempt once.
+                if cuts and stored >= cuts[0] and self not in attempts:
+                    del cuts[0]
+                    attempts.append(self)
+                    reactor.callFromThread(both.cut)
+            return result
+
+        monkeypatch.setattr(Partial, "take", counted)
+        summary = await case.run()
+        assert case.there.read_bytes() == case.data
+        assert cuts == []
+        assert summary.interruptions == 20
+        assert summary.moved >= size
+        assert summary.moved - size == summary.moved_again < 0.05 * size
+        assert leftovers(case.receiving) == []
+
+
+@both_ways
+async def test_block_that_comes_wrong_is_sent_again_alone(tmp_path, way, monkeypatch):
+    stretch = SourceFile.stretch
+    flipped = []
+
+    def flip(self, first, wanted, octets):
+        items, index = stretch(self, first, wanted, octets)
+        for number, item in enumerate(items):
+            if isinstance(item, Block) and item.index == 70:
+                flipped.append(item.index)
+                items[number] = Block(70, item.digest, bytes([item.data[0] ^ 1]) + item.data[1:])
+        return items, index
+
+    monkeypatch.setattr(SourceFile, "stretch", flip)
+    async with ends(tmp_path) as both:
+        case = Case(both, way, 4 * MIB)
+        summary = await case.run()
+        assert flipped == [70]
+        assert case.there.read_bytes() == case.data
+        assert summary.moved == 4 * MIB + 16384
+
+
+@both_ways
+async def test_bit_that_flips_on_the_receiving_disk_is_repaired(tmp_path, way, monkeypatch):
+    async with ends(tmp_path) as both:
+        case = Case(both, way, 2 * MIB)
+        take = Partial.take
+        flipped = []
+        lock = threading.Lock()
+
+        def flip(self, items):
+            result = take(self, items)
+            with lock:
+                if self.blocks.has(5) and not flipped:
+                    (part,) = (case.receiving / ".pf-files").glob("*.part")
+                    with part.open("r+b") as file:
+                        file.seek(5 * 16384 + 9)
+                        file.write(bytes([case.data[5 * 16384 + 9] ^ 64]))
+                    flipped.append(5)
+            return result
+
+        monkeypatch.setattr(Partial, "take", flip)
+        summary = await case.run()
+        assert flipped == [5]
+        assert case.there.read_bytes() == case.data
+        assert summary.moved == 2 * MIB + 16384
+
+
+@both_ways
+async def test_disk_that_never_keeps_what_is_written_is_reported_and_nothing_delivered(tmp_path, way, monkeypatch):
+    monkeypatch.setattr(Partial, "recheck", lambda self, first, count: [self.blocks.drop(3), 3][1:])
+    async with ends(tmp_path) as both:
+        case = Case(both, way, MIB)
+        with pytest.raises(CorruptCopy):
+            await case.run()
+        assert not case.there.exists()
+        assert leftovers(case.receiving) == []
+
+
+@both_ways
+async def test_bit_that_flips_in_an_unfinished_copy_is_repaired_when_it_goes_on(tmp_path, way, monkeypatch):
+    async with ends(tmp_path, client={**QUICK, "tries": 1}) as both:
+        case = Case(both, way, 4 * MIB)
+        take = Partial.take
+        monkeypatch.setattr(Partial, "take", lambda self, items: _cut_after(both, take(self, items), self, MIB))
+        with pytest.raises(Unavailable):
+            await case.run()
+        monkeypatch.setattr(Partial, "take", take)
+        assert not case.there.exists()
+    (part,) = (case.receiving / ".pf-files").glob("*.part")
+    with part.open("r+b") as file:
+        file.seek(20_000)
+        file.write(bytes([case.data[20_000] ^ 1]))
+    # Both ends are started anew.
+    async with ends(tmp_path) as both:
+        summary = await getattr(both.client, way)(*case.arguments)
+        assert case.there.read_bytes() == case.data
+        assert 0 < summary.moved < 3.3 * MIB
+        assert leftovers(case.receiving) == []
+
+
+def _cut_after(both, result, partial, octets):
+    if partial.blocks.size - partial.blocks.missing_size() >= octets:
+        reactor.callFromThread(both.cut)
+    return result
+
+
+@both_ways
+async def test_source_that_changes_during_the_copy_is_told_and_nothing_delivered(tmp_path, way, monkeypatch):
+    whole = SourceFile.whole
+    async with ends(tmp_path) as both:
+        case = Case(both, way, MIB)
+
+        def change(self):
+            with case.source.open("r+b") as file:
+                file.write(b"changed")
+            return whole(self)
+
+        monkeypatch.setattr(SourceFile, "whole", change)
+        with pytest.raises(SourceChanged):
+            await case.run()
+        assert not case.there.exists()
+
+
+@both_ways
+async def test_another_source_does_not_go_on_with_an_unfinished_copy(tmp_path, way, monkeypatch):
+    async with ends(tmp_path, client={**QUICK, "tries": 1}) as both:
+        case = Case(both, way, 2 * MIB)
+        take = Partial.take
+        monkeypatch.setattr(Partial, "take", lambda self, items: _cut_after(both, take(self, items), self, MIB))
+        with pytest.raises(Unavailable):
+            await case.run()
+        monkeypatch.setattr(Partial, "take", take)
+        case.source.write_bytes(content(2 * MIB, seed=9))
+        os.utime(case.source, ns=(5, 5))
+    async with ends(tmp_path) as both:
+        summary = await getattr(both.client, way)(*case.arguments)
+        assert case.there.read_bytes() == content(2 * MIB, seed=9)
+        assert summary.moved == 2 * MIB
+
+
+@both_ways
+async def test_holes_are_neither_sent_nor_written(tmp_path, way):
+    size = 6 * 1024 * MIB + 12345
+    async with ends(tmp_path) as both:
+        case = Case(both, way, 0)
+        with case.source.open("r+b") as file:
+            file.truncate(size)
+            for at in (0, 3 * 1024 * MIB, 5 * 1024 * MIB + 1):
+                file.seek(at)
+                file.write(b"here")
+        summary = await case.run()
+        assert summary.octets == size
+        assert summary.moved <= 5 * 2 * MIB
+        status = case.there.stat()
+        assert status.st_size == size
+        assert status.st_blocks * 512 <= 10 * MIB
+        with case.there.open("rb") as file:
+            for at in (0, 3 * 1024 * MIB, 5 * 1024 * MIB + 1):
+                file.seek(at)
+                assert file.read(5) == b"here\0"
+
+
+async def copy_tree(both, way):
+    local = str(both.local / "tree")
+    return await (both.client.put(local, "tree") if way == "put" else both.client.get("tree", local))
+
+
+def make_tree(root):
+    for number in range(600):
+        write(root / f"d{number % 5}" / f"e{number % 3}" / f"f{number}", content(number, seed=number))
+    write(root / "d1.5" / "large", content(200_000))
+    write(root / "d1" / "é", b"x")
+    (root / "empty").mkdir()
+    return contents(root)
+
+
+@both_ways
+async def test_tree_is_copied_and_then_only_what_differs(tmp_path, way):
+    async with ends(tmp_path) as both:
+        source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
+        every = make_tree(source / "tree")
+        summary = await copy_tree(both, way)
+        assert contents(target / "tree") == every
+        assert (target / "tree" / "empty").is_dir()
+        assert (summary.files, summary.failed) == (len(every), 0)
+
+        async def sync(**options):
+            return await both.client.sync(str(both.local / "tree"), "tree", direction=Direction(way), **options)
+
+        assert (await sync()).skipped == len(every)
+        write(source / "tree" / "d2" / "new", b"new")
+        (source / "tree" / "d1.5" / "large").unlink()
+        (source / "tree" / "d1.5").rmdir()
+        same_size = write(source / "tree" / "d0" / "e0" / "f30", bytes(30))
+        os.utime(same_size, ns=(1, (target / "tree" / "d0" / "e0" / "f30").stat().st_mtime_ns))
+        summary = await sync(delete=True)
+        assert (summary.files, summary.removed, summary.skipped) == (1, 2, len(every) - 1)
+        assert contents(target / "tree") != contents(source / "tree")
+        summary = await sync(by_digest=True)
+        assert summary.files == 1
+        assert contents(target / "tree") == contents(source / "tree")
+        assert leftovers(target) == leftovers(target / "tree") == []
+
+
+@both_ways
+async def test_tree_goes_on_after_lost_connections(tmp_path, way, monkeypatch):
+    # In pieces of 64: as the sending end reads the second, fourth and sixth.
+    home = _trees if way == "put" else _service
+    read_small = home.read_small
+    calls = []
+
+    async with ends(tmp_path, client=QUICK) as both:
+        source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
+        every = make_tree(source / "tree")
+
+        def cut(*arguments):
+            calls.append(1)
+            if len(calls) in {2, 4, 6}:
+                reactor.callFromThread(both.cut)
+            return read_small(*arguments)
+
+        monkeypatch.setattr(home, "read_small", cut)
+        summary = await copy_tree(both, way)
+        assert contents(target / "tree") == every
+        assert summary.failed == 0
+        assert summary.interruptions >= 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_quota_and_size_limit_hold_and_are_given_back(tmp_path):
+    async with ends(tmp_path, quota=300_000, max_file=200_000) as both:
+        write(both.local / "large", content(200_001))
+        write(both.local / "half", content(160_000))
+        with pytest.raises(FileTooLarge) as large:
+            await both.client.put(str(both.local / "large"), "x")
+        assert large.value.limit == 200_000
+        await both.client.put(str(both.local / "half"), "one")
+        with pytest.raises(OverQuota) as over:
+            await both.client.put(str(both.local / "half"), "two")
+        assert over.value.left == 140_000
+        for number in range(10):
+            write(both.local / "many" / str(number), content(20_000, seed=number))
+        summary = await both.client.put(str(both.local / "many"), "many")
+        assert (summary.files, summary.failed) == (7, 3)
+        assert {problem.error for problem in summary.problems} == {"OverQuota"}
+        await both.client.remove("one")
+        await both.client.put(str(both.local / "half"), "two")
+        assert both.factory.quota.used == 300_000 == sum(map(len, contents(both.root).values()))
+
+
+@pytest_twisted.ensureDeferred
+async def test_unfinished_copy_counts_against_the_quota_until_it_is_done(tmp_path, monkeypatch):
+    async with ends(tmp_path, client={**QUICK, "tries": 1}, quota=3 * MIB) as both:
+        case = Case(both, "put", 2 * MIB)
+        take = Partial.take
+        monkeypatch.setattr(Partial, "take", lambda self, items: _cut_after(both, take(self, items), self, MIB))
+        with pytest.raises(Unavailable):
+            await case.run()
+        monkeypatch.setattr(Partial, "take", take)
+    # Another server, which finds it there.
+    async with ends(tmp_path, client=QUICK, quota=3 * MIB) as both:
+        assert both.factory.quota.used == 2 * MIB
+        other = write(both.local / "other", content(2 * MIB, seed=3))
+        with pytest.raises(OverQuota):
+            await both.client.put(str(other), "other")
+        await both.client.put(*case.arguments)
+        assert both.factory.quota.used == 2 * MIB
+        assert contents(both.root) == {"file": case.data}
+
+
+@pytest_twisted.ensureDeferred
+async def test_read_only_server_writes_nothing(tmp_path):
+    write(tmp_path / "root" / "d" / "file", b"x")
+    async with ends(tmp_path, access=Access(read_only=True)) as both:
+        files = both.client.files
+        source = write(both.local / "file", b"y")
+        for call in (
+            both.client.put(str(source), "d/file"),
+            files.remove("d/file"),
+            files.mkdir("e"),
+            files.rename("d", "e"),
+        ):
+            with pytest.raises(ReadOnly):
+                await call
+        write(both.local / "t" / "file", b"y")
+        assert (await both.client.sync(str(both.local / "t"), "")).problems[0].error == "ReadOnly"
+        await both.client.get("d/file", str(both.local / "got"))
+        assert sorted(os.listdir(both.root)) == ["d"]
+        assert contents(both.root) == {"d/file": b"x"}
+
+
+def test_access_is_what_the_innermost_rule_says():
+    access = Access(
+        [parse_rule("staff=."), parse_rule("all=pub:ro"), parse_rule("staff=pub"), parse_rule("boss=pub/own")]
+    )
+    assert access.may_read(["x"], {"staff"})
+    assert not access.may_read(["x"], {"all"})
+    assert access.may_read(["pub", "x"], {"all"})
+    assert not access.may_read(["pub", "own", "x"], {"staff", "all"})
+    with pytest.raises(ReadOnly):
+        access.check(["pub"], {"all"}, write=True)
+    access.check(["pub"], {"staff"}, write=True)
+    with pytest.raises(NoSuchPath, match="no such path"):
+        access.check(["pub", "own"], {"all"}, write=True)
+    assert access.is_guarded(["pub"])
+    assert not access.is_guarded(["pub", "x"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_not_permitted_is_not_there(tmp_path):
+    @implementer(IAuthenticator)
+    class Everybody:
+        async def authenticate(self, shown):
+            return Identity("ann", frozenset({"all"}))
+
+    for name in ("pub/a", "pub/own/b", "c"):
+        write(tmp_path / "root" / name, b"x")
+    access = Access([parse_rule("all=pub"), parse_rule("boss=pub/own"), parse_rule("boss=.")])
+    async with ends(tmp_path, access=access, authenticator=Everybody()) as both:
+        files = both.client.files
+        assert [entry.path async for entry in files.list("pub", recursive=True)] == ["pub/a"]
+        errors = set()
+        for path in ("c", "absent", "", "pub/own", "pub/own/b", "pub/own/absent", "pub/absent"):
+            with pytest.raises(NoSuchPath) as caught:
+                await files.stat(path)
+            errors.add((caught.value.message, repr(caught.value.detail)))
+        assert len(errors) == 1
+        for call in (
+            files.rename("pub", "pub/x"),
+            files.remove("pub/own/b"),
+            files.mkdir("d"),
+            files.rename("pub/a", "a"),
+        ):
+            with pytest.raises(NoSuchPath):
+                await call
+        assert sorted(contents(both.root)) == ["c", "pub/a", "pub/own/b"]
+
+
+def test_old_unfinished_copies_are_removed_and_others_kept(tmp_path):
+    tree = Tree(str(tmp_path))
+    partial = Partial(tree, "x", Source(5, 5, 0o600, 16384))
+    assert clean_partials(tree, 3600) == 0
+    # Older than the future: all, but for the journal that is locked.
+    assert clean_partials(tree, -3600) == 1
+    partial.close()
+    assert clean_partials(tree, -3600) == 1
+    tree.close()
+    assert leftovers(tmp_path) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_bandwidth_bounds_the_rate_and_progress_is_told(tmp_path):
+    told = []
+    async with ends(tmp_path, client={"bandwidth": 4 * MIB, "observer": told.append}) as both:
+        source = write(both.local / "file", content(2 * MIB))
+        summary = await both.client.put(str(source), "file")
+        assert summary.seconds > 0.4
+        assert [one.octets for one in told] == sorted(one.octets for one in told)
+        assert told[-1].octets == told[-1].octets_total == 2 * MIB
+        assert any(one.seconds_left is not None and 0 < one.rate < 8 * MIB for one in told)
+
+
+@pytest_twisted.ensureDeferred
+async def test_digest_that_the_server_lacks_is_told(tmp_path, monkeypatch):
+    class Fake:
+        @staticmethod
+        def blake3(octets):
+            return hashlib.blake2s(octets)
+
+    real = importlib.import_module
+    monkeypatch.setattr(_blocks.importlib, "import_module", lambda name: Fake if name == "blake3" else real(name))
+    async with ends(tmp_path, client={"digest": Digest.BLAKE3}) as both:
+        source = write(both.local / "file", b"x" * 100_000)
+        await both.client.put(str(source), "file")
+        monkeypatch.setitem(__import__("sys").modules, "blake3", None)
+        monkeypatch.setattr(_blocks.importlib, "import_module", real)
+        with pytest.raises(DigestUnavailable):
+            await both.client.files.verify("file", Digest.BLAKE3)
+
+
+def test_client_refuses_numbers_out_of_bounds():
+    with pytest.raises(ValueError, match="at_once"):
+        FileClient(reactor, "tcp:127.0.0.1:1", at_once=0)

@@ -1,0 +1,82 @@
+"""Copies over UDP in a simulated network that loses packets, in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from protoframe import listen
+from protoframe.files import FileClient
+from protoframe.servers.files import FilesFactory
+from protoframe.testing import Network
+from tests.files.support import MIB, content, contents, leftovers, write
+
+
+@pytest.mark.parametrize("way", ["put", "get"])
+def test_copies_arrive_verified_at_a_loss_of_five_hundredths(tmp_path, way):
+    network = Network(7, loss=0.05, delay=0.005)
+    root, local = tmp_path / "root", tmp_path / "local"
+    source, target = (local, root) if way == "put" else (root, local)
+    root.mkdir()
+    local.mkdir()
+    every = {"t/file": content(MIB // 2), **{f"t/small/{number}": content(500, seed=number) for number in range(60)}}
+    for name, data in every.items():
+        write(source / name, data)
+    server, client = network.host("server"), network.host("client")
+    factory = FilesFactory(server, str(root), threads=0)
+
+    async def copy():
+        await listen(server, "udp:12200", factory)
+        async with FileClient(client, "udp:server:12200", threads=0) as files:
+            return await (files.put(str(local / "t"), "t") if way == "put" else files.get("t", str(local / "t")))
+
+    summary = network.run(copy(), 600.0)
+    assert contents(target) == every
+    assert (summary.files, summary.failed, summary.moved_again) == (61, 0, 0)
+    assert leftovers(target) == []
+    factory.close()
+
+
+def test_copy_goes_on_after_a_crash_of_the_server_and_a_partition(tmp_path):
+    network = Network(11, loss=0.05, delay=0.005)
+    root, local = tmp_path / "root", tmp_path / "local"
+    root.mkdir()
+    data = content(2 * MIB)
+    source = write(local / "file", data)
+    server, client = network.host("server"), network.host("client")
+    told = []
+
+    async def copy():
+        async with FileClient(
+            client,
+            "udp:server:12200",
+            threads=0,
+            tries=50,
+            bandwidth=MIB / 4,
+            observer=lambda progress: told.append(progress.octets),
+        ) as files:
+            return await files.put(str(source), "file")
+
+    first = FilesFactory(server, str(root), threads=0)
+    network.run(listen(server, "udp:12200", first))
+    copying = network._start(copy())
+    outcome = []
+    copying.addBoth(outcome.append)
+    network.advance(3.0)
+    assert 0 < told[-1] < 2 * MIB
+    server.crash()
+    for connection in first.connections:
+        connection.close()
+    second = FilesFactory(server, str(root), threads=0)
+    network.advance(1.0)
+    network.run(listen(server, "udp:12200", second))
+    network.advance(60.0)
+    network.partition("client", "server")
+    network.advance(20.0)
+    network.heal()
+    network.advance(600.0)
+    (summary,) = outcome
+    assert (root / "file").read_bytes() == data
+    assert summary.interruptions >= 1
+    assert summary.moved_again < 0.05 * 2 * MIB + 2 * 16384
+    first.close()
+    second.close()
