@@ -67,6 +67,8 @@ class Ledger:
         self.contradictions: list[str] = []
 
     def receipt(self, body: bytes, receipt: Receipt) -> None:
+        if body in self.stored and not receipt.is_duplicate:
+            self.contradictions.append(f"{body!r} is stored already, and {receipt} does not say so")
         if self.stored.setdefault(body, receipt.sequence) != receipt.sequence:
             self.contradictions.append(f"{body!r} is {self.stored[body]}, and {receipt}")
 
@@ -144,6 +146,7 @@ class Load:
         :param delay: seconds between two calls.
         """
         ledger = self.ledger(queue)
+        earlier: list[list[bytes]] = []
         async with client(self._where) as proxy:
             for number in itertools.count():
                 if self.is_over:
@@ -151,6 +154,11 @@ class Load:
                 bodies = [f"{publisher}.{number}.{part}".encode() for part in range(size)]
                 while not await self._publish(proxy, queue, ledger, bodies, has_keys=has_keys) and has_keys:
                     await pause(0.05)
+                if has_keys:
+                    earlier.append(bodies)
+                    if self._chance.random() < 0.2:
+                        # It has a receipt, of this run of the server or of one before.
+                        await self._publish(proxy, queue, ledger, self._chance.choice(earlier), has_keys=True)
                 await pause(delay)
 
     async def _publish(self, proxy: Any, queue: str, ledger: Ledger, bodies: list[bytes], *, has_keys: bool) -> bool:

@@ -109,12 +109,12 @@ async def test_what_was_acknowledged_holds_however_the_server_ends(
     note = f"seed {seed}, errors {load.errors}"
     for queue, ledger in load.ledgers.items():
         ledger.check(is_once=queue == "once")
-        assert len(ledger.stored) > 50 * times, (queue, note)
+        assert len(ledger.stored) > 10 * times, (queue, note)
     for queue in ("plain", "keys"):
         ledger = load.ledgers[queue]
         lost = set(ledger.stored.values()) - set(ledger.delivered)
         assert not lost, f"{queue}: {sorted(lost)[:10]} had receipts, and never came; {note}"
-        assert len(ledger.settled) > 50 * times, note
+        assert len(ledger.settled) > 10 * times, note
     assert any(delivery.redelivered for _, delivery in load.ledgers["plain"].deliveries), note
     # What nobody takes is there, in the order in which it was published; more may be, of calls that had no answer.
     sequences = [delivery.sequence for delivery in kept]
