@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +88,26 @@ async def publishes_again(queue: Any) -> float:
             return time.monotonic() - began
 
 
+@pytest.mark.parametrize("end", [None, signal.SIGKILL, signal.SIGTERM])
 @pytest_twisted.ensureDeferred
-async def test_a_full_disk_takes_nothing_and_gives_everything(tmp_path: Path, disk: Path) -> None:
-    async with queue_server(tmp_path, disk / "data", "--ballast", "2M") as (running, queue):
+async def test_a_full_disk_takes_nothing_and_gives_everything(
+    tmp_path: Path, disk: Path, end: signal.Signals | None
+) -> None:
+    async with AsyncExitStack() as stack:
+        running, queue = await stack.enter_async_context(
+            queue_server(tmp_path, disk / "data", "--ballast", "2M"),
+        )
         await queue.declare("q")
         stored = await fill(queue)
         assert len(stored) * BODY > DISK // 4
         await deferToThread(running.wait_for_log, "is full: nothing more is stored until there is room")
+        if end is not None:
+            # There is no ballast now that a new start could take up.
+            running.process.send_signal(end)
+            assert await deferToThread(running.process.wait, PATIENCE) == (0 if end == signal.SIGTERM else -end)
+            assert "Traceback" not in running.log
+            running, queue = await stack.enter_async_context(queue_server(tmp_path, disk / "data", "--ballast", "2M"))
+            stored += await fill(queue)
         assert [delivery.body for delivery in await drain(queue, len(stored))] == stored
         assert await publishes_again(queue) < 5
         assert (await queue.statistics("q")).depth == 1
