@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import pytest_twisted
 import trustme
 from twisted.internet import reactor
 from twisted.internet.endpoints import quoteStringArgument
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
 from protoframe import ConnectionLost, Error, GoingAway, connect
 from protoframe.queue import Delivery, Message, Queue
+from protoframe.servers.queue.disk import DiskStore
 from tests.processes import PATIENCE, environment, free_port, run_twistd, server, twistd
 from tests.queue_load import queue_server
 
@@ -85,13 +87,16 @@ async def test_data_that_cannot_be_used_is_one_line_and_stays_as_it_is(tmp_path:
         for name, (path, _) in cases.items()
         if (path / "queue.sqlite3").is_file()
     }
-    with ThreadPoolExecutor(4) as pool:
-        said = await deferToThread(
-            lambda: dict(zip(cases, pool.map(lambda one: refusal(tmp_path, one[0]), cases.values()), strict=True))
-        )
-    for name, (path, text) in cases.items():
-        assert said[name].startswith(f"twistd: {path}"), said[name]
-        assert text in said[name], (name, said[name])
+    nobody: Any = None
+    for path, text in cases.values():
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}.*{re.escape(text)}[^\n]*$"):
+            DiskStore(Clock(), time.time, str(path)).open(nobody)
+    # The same of whole servers, as many as there is time for.
+    for name in ("damaged", "file"):
+        path, text = cases[name]
+        said = await deferToThread(refusal, tmp_path, path)
+        assert said.startswith(f"twistd: {path}"), said
+        assert text in said
     assert before == {name: (cases[name][0] / "queue.sqlite3").read_bytes() for name in before}
 
 
