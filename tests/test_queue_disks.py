@@ -88,7 +88,7 @@ async def publishes_again(queue: Any) -> float:
             return time.monotonic() - began
 
 
-@pytest.mark.parametrize("end", [None, signal.SIGKILL])
+@pytest.mark.parametrize("end", [None, signal.SIGKILL] if "PROTOFRAME_KILLS" in os.environ else [None])
 @pytest_twisted.ensureDeferred
 async def test_a_full_disk_takes_nothing_and_gives_everything(
     tmp_path: Path, disk: Path, end: signal.Signals | None
