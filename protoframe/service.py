@@ -163,9 +163,6 @@ class ServerService(Service):
         from twisted.internet import reactor
 
         self._starting = True
-        self.prepare()
-        if self._broken:
-            raise SystemExit(1)
         for where in self._options["listen"]:
             listening = listen(reactor, where, self._factory)
             listening.addCallbacks(self._listening, self._failed, callbackArgs=(where,), errbackArgs=(where,))
@@ -175,7 +172,7 @@ class ServerService(Service):
         self._starting = False
 
     def prepare(self) -> None:
-        """Called before the first place is listened at, while the process may still have rights that it gives up.
+        """Called before anybody is served, when the process has given up the rights that it need not have.
 
         For a subclass that needs more than its factory; what cannot be had it says by `fail`.
         """
@@ -184,6 +181,11 @@ class ServerService(Service):
         """Runs; twistd has called `privilegedStartService` before."""
         if not self._ports:
             self.privilegedStartService()
+        self._starting = True
+        self.prepare()
+        if self._broken:
+            raise SystemExit(1)
+        self._starting = False
         super().startService()
         from twisted.internet import reactor
 

@@ -244,3 +244,17 @@ async def conversation(where: str, name: str) -> list[Any]:
         await again.aclose()
         said.append(await queue.delete(name))
     return said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may be somebody else")
+def test_the_directory_belongs_to_whom_the_server_becomes(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    # Of the directories above, pytest makes some that are root's alone.
+    for directory in [home, *home.parents][:4]:
+        directory.chmod(0o755)
+    home.chmod(0o777)
+    with server(home, "--uid", "65534", "pf-queue", "--data", str(home / "data"), *LISTEN) as running:
+        assert running.terminate() == 0
+    owners = {path.stat().st_uid for path in [home / "data", *(home / "data").iterdir()]}
+    assert owners == {65534}

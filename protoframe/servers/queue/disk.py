@@ -366,6 +366,4 @@ def _is_full(error: Exception) -> bool:
 
 
 def _full() -> StoreFull:
-    error = StoreFull("the server's disk is full")
-    error.may_have_run = False
-    return error
+    return StoreFull("the server's disk is full")
