@@ -89,9 +89,9 @@ class Rules:
     :param rows: where everything is.
     :param clock: gives the time, in seconds since the epoch.
     :ivar queues: by their names.
-    :ivar woken: groups of which messages came to be ready in another way than by being published to them.
-    :ivar lost: leases that ended by themselves: queue, group and number.
-    :ivar gone: queues that were deleted.
+    :ivar woken: groups of which messages came to be ready in another way than by being published to them, in
+        transactions that were committed.
+    :ivar lost: leases that ended by themselves, in these: queue, group and tag.
     :ivar next_due: not after when `sweep` has something to do.
     """
 
@@ -100,11 +100,13 @@ class Rules:
         self._clock = clock
         self.queues: dict[str, QueueRecord] = {}
         self.woken: set[tuple[str, str]] = set()
-        self.lost: list[tuple[str, str, int]] = []
-        self.gone: list[str] = []
+        self.lost: list[tuple[str, str, Tag]] = []
         self.next_due = math.inf
         self._groups: dict[int, tuple[QueueRecord, GroupRecord]] = {}
         self._new: list[Row] = []
+        # What is told when the transaction is committed.
+        self._woken: set[tuple[str, str]] = set()
+        self._lost: list[tuple[str, str, Tag]] = []
         # As they were before the transaction.
         self._before: dict[GroupRecord | QueueRecord, Any] = {}
         self._catalogue: tuple[dict[str, QueueRecord], dict[int, tuple[QueueRecord, GroupRecord]]] | None = None
@@ -140,8 +142,9 @@ class Rules:
                 record.sequence = self._groups[record.id][0].sequence
                 self._rows.save_group(record)
         self._rows.commit()
-        self._before.clear()
-        self._catalogue = None
+        self.woken |= self._woken
+        self.lost += self._lost
+        self._end_transaction()
 
     def rollback(self) -> None:
         """Undoes all of it."""
@@ -149,14 +152,16 @@ class Rules:
         for record, fields in self._before.items():
             for name, value in fields.items():
                 setattr(record, name, value)
-        self._before.clear()
         if self._catalogue is not None:
             self.queues, self._groups = self._catalogue
-            self._catalogue = None
-        self.woken.clear()
-        self.lost.clear()
-        self.gone.clear()
+        self._end_transaction()
         self._rows.rollback()
+
+    def _end_transaction(self) -> None:
+        self._before.clear()
+        self._catalogue = None
+        self._woken.clear()
+        self._lost.clear()
 
     def _touch(self, record: GroupRecord | QueueRecord) -> None:
         if record not in self._before:
@@ -281,7 +286,6 @@ class Rules:
         for group in queue.groups.values():
             self._remove_group(group)
         self._rows.remove_queue(queue.id)
-        self.gone.append(name)
         return depth
 
     # Publishing.
@@ -466,7 +470,7 @@ class Rules:
             copies = [self._dead(queue, group, letters, row, reason, note, now) for row in rows]
             for target in letters.groups.values():
                 self._add(letters, target, copies)
-                self.woken.add((letters.name, target.name))
+                self._woken.add((letters.name, target.name))
             self._flush()
         self._remove(group, rows)
         if letters is not None:
@@ -636,7 +640,7 @@ class Rules:
                 self._moved(group, row, state)
             self._rows.change([row.id for row in back], state, due, unseen=int(is_unseen))
             if due is None:
-                self.woken.add((queue.name, group.name))
+                self._woken.add((queue.name, group.name))
             else:
                 self._wake_by(due)
         if expired:
@@ -676,7 +680,7 @@ class Rules:
         due = self._rows.due(now, _SWEEP)
         for queue, group, found in self._by_group(due):
             leased = [row for row in found if row.state == LEASED]
-            self.lost.extend((queue.name, group.name, sequence_of(row.id)) for row in leased)
+            self._lost += [(queue.name, group.name, Tag(sequence_of(row.id), row.leases)) for row in leased]
             self._give_back(queue, group, leased, now, Verdict(Action.AGAIN))
             delayed = [row for row in found if row.state == DELAYED]
             if delayed:
@@ -684,7 +688,7 @@ class Rules:
                 for row in delayed:
                     self._moved(group, row, READY)
                 self._rows.change([row.id for row in delayed], READY, None)
-                self.woken.add((queue.name, group.name))
+                self._woken.add((queue.name, group.name))
         expired = self._rows.expired(now, _SWEEP)
         for queue, group, rows in self._by_group(expired):
             self._touch(group)
