@@ -7,7 +7,8 @@ happens within a transaction, and takes the time from a clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -55,6 +56,10 @@ __all__ = ["Rules"]
 
 #: Messages that a selector looks at, that the passage of time moves, and that are removed, in one go: other calls wait.
 _SCAN, _SWEEP, _PURGE = 2000, 500, 2000
+#: Messages that are looked at, at a time, to make room for octets.
+_DROP = 64
+#: Octets of dead letters that are copied at a time.
+_COPIED = 4 * 1024 * 1024
 #: Seconds between two looks for deduplication keys that have expired.
 _FORGET_EVERY = 1.0
 #: Before the first place.
@@ -122,13 +127,13 @@ class Rules:
                 self._groups[group.id] = (queue, group)
                 queue.sequence = max(queue.sequence, group.sequence)
         for queue, group in list(self._groups.values()):
-            while group.leased:
+            while leased := self._rows.in_state(group.id, LEASED, _START, _PURGE):
                 self.begin()
-                leased = self._rows.in_state(group.id, LEASED, _START, _SWEEP)
                 self._give_back(queue, group, leased, self._clock(), Verdict(Action.AGAIN))
                 self.commit()
         self.woken.clear()
-        self.next_due = self._rows.next_due()
+        # Deduplication keys may have expired, too.
+        self.next_due = min(self._rows.next_due(), self._clock())
 
     def begin(self) -> None:
         """A transaction begins."""
@@ -209,6 +214,11 @@ class Rules:
         self._check(name, settings)
         queue = self.queues.get(name)
         if queue is None:
+            if settings.order is Order.LAST_VALUE:
+                for other in self.queues.values():
+                    if other.settings.dead_letter == name:
+                        text = f"order: queue {name} gets the dead letters of {other.name}, which have no keys"
+                        raise InvalidSettings(text)
             self._save_catalogue()
             now = self._clock()
             queue = QueueRecord(self._rows.add_queue(name, settings, now), name, settings, now, {})
@@ -387,7 +397,7 @@ class Rules:
     def _check_room(self, queue: QueueRecord, group: GroupRecord, rows: list[Row], superseded: list[Row]) -> None:
         settings = queue.settings
         messages, octets = settings.max_messages, settings.max_bytes
-        if messages is None and octets is None:
+        if not rows or (messages is None and octets is None):
             return
         if settings.overflow is Overflow.REFUSE:
             count = group.ready + group.delayed + len(rows) - len(superseded)
@@ -434,7 +444,14 @@ class Rules:
             if excess <= 0 and octets <= 0:
                 return
             self._flush()
-            oldest = self._rows.oldest(group.id, min(max(excess, 1), _SWEEP))
+            oldest = self._rows.oldest(group.id, min(max(excess, 1 if octets <= 0 else _DROP), _SWEEP))
+            if octets > 0:
+                # Those that are needed for the octets, or for the number where these are more.
+                sums = accumulate(row.size for row in oldest)
+                enough = next((count for count, size in enumerate(sums, 1) if size >= octets), len(oldest))
+                oldest = oldest[: max(excess, enough)]
+            if not oldest:
+                return
             group.dropped += len(oldest)
             self._bury(queue, group, oldest, "dropped", "", now)
 
@@ -467,11 +484,13 @@ class Rules:
         letters = self.queues.get(queue.settings.dead_letter or "")
         if letters is not None:
             self._touch(letters)
-            copies = [self._dead(queue, group, letters, row, reason, note, now) for row in rows]
+            for part in _parts(rows):
+                copies = [self._dead(queue, group, letters, row, reason, note, now) for row in part]
+                for target in letters.groups.values():
+                    self._add(letters, target, copies)
+                self._flush()
             for target in letters.groups.values():
-                self._add(letters, target, copies)
                 self._woken.add((letters.name, target.name))
-            self._flush()
         self._remove(group, rows)
         if letters is not None:
             for target in letters.groups.values():
@@ -520,8 +539,7 @@ class Rules:
         now = self._clock()
         position = after
         if selector is None:
-            rows = self._first(group, count, octets, now)
-            is_more = group.ready > len(rows) > 0
+            rows, is_more = self._first(group, count, octets, now)
         else:
             rows, position, is_more = self._selected(group, count, octets, selector, after, now)
         if not rows:
@@ -542,10 +560,15 @@ class Rules:
         group.redelivered += sum(delivery.redelivered for delivery in deliveries)
         return Taken(deliveries, position, is_more)
 
-    def _first(self, group: GroupRecord, count: int, octets: int, now: float) -> list[Row]:
+    def _first(self, group: GroupRecord, count: int, octets: int, now: float) -> tuple[list[Row], bool]:
         rows: list[Row] = []
+        expired = 0
         for row in self._rows.ready(group.id):
             if row.expires is not None and row.expires <= now:
+                expired += 1
+                if expired == _SCAN:
+                    # It is time for them to be removed.
+                    return rows, True
                 continue
             octets -= row.size
             if rows and octets < 0:
@@ -553,7 +576,7 @@ class Rules:
             rows.append(row)
             if len(rows) == count or octets <= 0:
                 break
-        return rows
+        return rows, group.ready > len(rows) > 0
 
     def _selected(
         self, group: GroupRecord, count: int, octets: int, selector: Selector, after: Position | None, now: float
@@ -627,10 +650,16 @@ class Rules:
         """Messages that consumers had are delivered again, but for those that have been too often, or are of no use."""
         is_unseen = verdict.action is Action.UNSEEN
         most = queue.settings.max_deliveries
-        expired = [row for row in rows if row.expires is not None and row.expires <= now]
-        alive = [row for row in rows if row.expires is None or row.expires > now]
-        worn = [row for row in alive if not is_unseen and most is not None and row.leases - row.unseen >= most]
-        back = [row for row in alive if row not in worn] if worn else alive
+        expired: list[Row] = []
+        worn: list[Row] = []
+        back: list[Row] = []
+        for row in rows:
+            if row.expires is not None and row.expires <= now:
+                expired.append(row)
+            elif not is_unseen and most is not None and row.leases - row.unseen >= most:
+                worn.append(row)
+            else:
+                back.append(row)
         if queue.settings.order is Order.LAST_VALUE:
             back = self._still_last(group, back)
         if back:
@@ -638,7 +667,10 @@ class Rules:
             state, due = (DELAYED, now + verdict.delay) if verdict.delay else (READY, None)
             for row in back:
                 self._moved(group, row, state)
-            self._rows.change([row.id for row in back], state, due, unseen=int(is_unseen))
+            # A lease that has ended already was counted as seen, or is counted as unseen.
+            unseen = [row.id for row in back if is_unseen and row.state == LEASED]
+            self._rows.change(unseen, state, due, unseen=1)
+            self._rows.change([row.id for row in back if not is_unseen or row.state != LEASED], state, due)
             if due is None:
                 self._woken.add((queue.name, group.name))
             else:
@@ -788,6 +820,20 @@ _LAST_SEQUENCE = sequence_of(-1)
 def _earliest(now: float, *durations: float | None) -> float | None:
     known = [duration for duration in durations if duration is not None]
     return now + min(known) if known else None
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The same in parts, of which the bodies may be in memory at once."""
+    part: list[Row] = []
+    octets = 0
+    for row in rows:
+        part.append(row)
+        octets += row.size
+        if octets >= _COPIED:
+            yield part
+            part, octets = [], 0
+    if part:
+        yield part
 
 
 def _size(rows: Iterable[Row]) -> int:
