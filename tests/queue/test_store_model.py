@@ -234,8 +234,9 @@ class Machine(RuleBasedStateMachine):
         known = self.model.queues.get(name)
         if known is not None and replace:
             same = {field: getattr(known.settings, field) for field in ("order", "delivery")}
-            if wanted.order is not Order.FIFO or same["order"] is not Order.FIFO:
-                same["max_bytes"] = None
+            is_empty = not any(group.items for group in known.groups.values())
+            if not is_empty or wanted.order is not Order.FIFO or same["order"] is not Order.FIFO:
+                same["max_bytes"] = known.settings.max_bytes
             fields = {field: getattr(wanted, field) for field in Settings.__struct_fields__}
             wanted = Settings(**{**fields, **same})
         answer, expected = self.both("declare", name, wanted, replace)

@@ -14,6 +14,7 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -43,6 +44,8 @@ _LOOK_AGAIN = 1.0
 _TEND_EVERY = 1.0
 #: Pages that a look gives back to the file system, if there are so many without content; what is left behind, in bytes.
 _SHRINK_PAGES, _SPARE = 2048, 64 * 1024 * 1024
+#: Octets that a message takes in memory, about, beside its body.
+_OVERHEAD = 512
 #: What SQLite says of a disk that cannot be relied on any more: what was written may be there or not.
 _BROKEN = frozenset(
     (
@@ -138,7 +141,7 @@ class DiskStore(RuledStore):
             if not self._ballast.make():
                 self._run_full()
             self._rules.load()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, msgspec.MsgspecError) as error:
             database.close()
             raise ValueError(f"{self._directory}: {error}") from None
         self._thread = Thread(target=self._run, name="queue store", daemon=True)
@@ -171,7 +174,7 @@ class DiskStore(RuledStore):
     # In the reactor's thread.
 
     def publish(self, queue: str, messages: Sequence[Message]) -> Deferred[list[Receipt]]:
-        size = sum(len(message.body) for message in messages)
+        size = sum(len(message.body) + _OVERHEAD for message in messages)
         return self._call(_Call(self._rules.publish, (queue, messages), needs_room=True, size=size))
 
     def declare(self, queue: str, settings: Settings, replace: bool) -> Deferred[bool]:
@@ -229,7 +232,11 @@ class DiskStore(RuledStore):
         text = f"the store failed: {error}"
         self._failure = StoreFailed(text)
         self._stop()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         waiting, self._calls = self._calls, []
+        self.pending_bytes = 0
         for call in [*calls, *waiting]:
             if not call.deferred.called:
                 call.deferred.errback(Failure(StoreFailed(text)))
