@@ -116,6 +116,7 @@ class Rules:
         self._before: dict[GroupRecord | QueueRecord, Any] = {}
         self._catalogue: tuple[dict[str, QueueRecord], dict[int, tuple[QueueRecord, GroupRecord]]] | None = None
         self._forgets_at = 0.0
+        self._due_before = (self.next_due, self._forgets_at)
 
     # Transactions.
 
@@ -137,6 +138,7 @@ class Rules:
 
     def begin(self) -> None:
         """A transaction begins."""
+        self._due_before = (self.next_due, self._forgets_at)
         self._rows.begin()
 
     def commit(self) -> None:
@@ -159,6 +161,9 @@ class Rules:
                 setattr(record, name, value)
         if self._catalogue is not None:
             self.queues, self._groups = self._catalogue
+        # What a sweep did is due again.
+        due, forgets = self._due_before
+        self.next_due, self._forgets_at = min(self.next_due, due), min(self._forgets_at, forgets)
         self._end_transaction()
         self._rows.rollback()
 
