@@ -156,11 +156,11 @@ class DiskStore(RuledStore):
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
-        self._closing = Deferred()
+        closing = self._closing = Deferred()
         self._hand_over()
         if not self._is_busy:
             self._end_thread()
-        return self._closing
+        return closing
 
     def _end_thread(self) -> None:
         if self._thread is not None:
