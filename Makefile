@@ -53,7 +53,7 @@ soak: export PROTOFRAME_DATAGRAMS ?= 1000000
 soak: export PROTOFRAME_KILLS ?= 20
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/test_seeds.py tests/test_client_seeds.py tests/test_client_processes.py \
-		tests/test_datagrams_hostile.py
+		tests/test_datagrams_hostile.py tests/queue/test_store_model.py
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
