@@ -6,7 +6,7 @@ Knows queues by their names, and stores by `IStore`; not how messages are kept, 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -43,6 +43,7 @@ from protoframe.servers.queue.store import Action, IStore, IStoreListener, Verdi
 __all__ = ["Broker"]
 
 _log = Logger(namespace="protoframe.queue")
+_T = TypeVar("_T")
 
 #: Octets of bodies that a look into a queue reads at a time.
 _PAGE = 1024 * 1024
@@ -69,6 +70,7 @@ class _Queue:
     """A queue, as far as it is not in the store.
 
     :ivar used: when it was used last.
+    :ivar is_going: whether it is being deleted, because nobody uses it.
     """
 
     def __init__(self, reactor: Any, store: IStore, name: str, settings: Settings, clock: Callable[[], float]) -> None:
@@ -76,6 +78,7 @@ class _Queue:
         self.name = name
         self.published = Rate(clock)
         self.used = clock()
+        self.is_going = False
         self.gathering = _Gathering()
         self.groups: dict[str, Group] = {}
         self._reactor = reactor
@@ -191,17 +194,11 @@ class Broker:
         if known is not None and group in known.groups:
             known.groups[group].ready()
 
-    def lost(self, queue: str, group: str, sequences: list[int]) -> None:
+    def lost(self, queue: str, group: str, tags: Sequence[Tag]) -> None:
         """Leases have ended by themselves."""
         known = self._queues.get(queue)
         if known is not None and group in known.groups:
-            known.groups[group].lost(sequences)
-
-    def gone(self, queue: str) -> None:
-        """A queue was deleted."""
-        known = self._queues.pop(queue, None)
-        if known is not None:
-            known.end(_missing(queue))
+            known.groups[group].lost(tags)
 
     def failed(self, error: Exception) -> None:
         """A store does not work any more."""
@@ -245,25 +242,38 @@ class Broker:
             raise TooMany(f"there are {len(self._queues)} queues already", limit=self._max_queues)
         store = self._stores[settings.storage]
         self._declaring.add(name)
-        try:
-            is_new = await store.declare(name, settings, replace)
-        finally:
-            self._declaring.discard(name)
-        known = self._queues.get(name)
-        if known is None:
-            self._queues[name] = self._made(name, settings, store)
-        elif not is_new:
-            known.used = self._clock()
-            known.set(settings)
-        self._look_later()
-        return is_new
+        declaring = store.declare(name, settings, replace)
+        declaring.addBoth(self._declared, name, settings, store)
+        return await _kept(declaring)
+
+    def _declared(self, result: Any, name: str, settings: Settings, store: IStore) -> Any:
+        self._declaring.discard(name)
+        if not isinstance(result, Failure):
+            known = self._queues.get(name)
+            if known is None:
+                self._queues[name] = self._made(name, settings, store)
+            else:
+                known.used = self._clock()
+                known.set(settings)
+            self._look_later()
+        return result
 
     async def delete(self, name: str, *, only_unused: bool) -> int:
         """Deletes a queue; how many messages it had."""
         queue = self.queue(name)
         if only_unused and queue.consumers:
             raise NotEmpty(f"queue {name} has {queue.consumers} consumers", queue=name)
-        return await queue.store.delete(name, only_unused)
+        return await _kept(self._delete(queue, only_empty=only_unused))
+
+    def _delete(self, queue: _Queue, *, only_empty: bool) -> Deferred[int]:
+        return queue.store.delete(queue.name, only_empty).addCallback(self._deleted, queue.name)
+
+    def _deleted(self, depth: int, name: str) -> int:
+        # What was called first is answered first: it is not one that was declared since.
+        queue = self._queues.pop(name, None)
+        if queue is not None:
+            queue.end(_missing(name))
+        return depth
 
     def _look_later(self) -> None:
         if self._looking is None and any(queue.settings.queue_ttl is not None for queue in self._queues.values()):
@@ -279,8 +289,9 @@ class Broker:
                 continue
             if queue.consumers:
                 queue.used = now
-            elif now - queue.used >= ttl:
-                queue.store.delete(queue.name, False).addErrback(_logged, queue.name)
+            elif now - queue.used >= ttl and not queue.is_going:
+                queue.is_going = True
+                self._delete(queue, only_empty=False).addErrback(_not_deleted, queue)
         self._look_later()
 
     # Publishing.
@@ -431,5 +442,13 @@ def _missing(name: str) -> NoSuchQueue:
     return NoSuchQueue(f"there is no queue {name}", queue=name)
 
 
-def _logged(failure: Failure, name: str) -> None:
-    _log.failure("queue {name}, which nobody uses, could not be deleted", failure, name=name)
+def _kept(doing: Deferred[_T]) -> Deferred[_T]:
+    """Fires as another does: one whose caller may go away, and cancel it, while what it tells is needed here still."""
+    answer: Deferred[_T] = Deferred()
+    doing.chainDeferred(answer)
+    return answer
+
+
+def _not_deleted(failure: Failure, queue: _Queue) -> None:
+    queue.is_going = False
+    _log.failure("queue {name}, which nobody uses, could not be deleted", failure, name=queue.name)

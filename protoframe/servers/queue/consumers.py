@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -31,6 +31,8 @@ _OCTETS = 1024 * 1024
 _SLICE = 32
 #: Seconds after which a full disk is asked again.
 _TRY_AGAIN = 1.0
+#: And so many that have expired.
+_IN_THE_WAY = 0.01
 
 
 class Consumer:
@@ -41,12 +43,14 @@ class Consumer:
     :param selector: what it wants; ``None`` for everything.
     :param limit: messages that it gets in all.
     :ivar buffer: what is to be sent to it.
+    :ivar leases: what it has and has not settled: the lease of each, by number.
     """
 
     def __init__(
         self, group: Group, prefetch: int, selector: Selector | None, *, is_exclusive: bool, limit: int | None
     ) -> None:
         self.buffer: deque[Delivery] = deque()
+        self.leases: dict[int, int] = {}
         self.is_exclusive = is_exclusive
         self.selector = selector
         self.position: Position | None = None
@@ -73,10 +77,18 @@ class Consumer:
 
     def give(self, deliveries: Sequence[Delivery]) -> None:
         """Messages are to be sent to it."""
+        self.has += len(deliveries)
         self.buffer.extend(deliveries)
         self._left -= len(deliveries)
         self._octets += sum(len(delivery.body) for delivery in deliveries)
         self._tell()
+
+    def drop(self, numbers: set[int]) -> None:
+        """Of these messages the leases have ended: what is not sent yet is not sent any more."""
+        kept = [delivery for delivery in self.buffer if delivery.sequence not in numbers]
+        if len(kept) < len(self.buffer):
+            self.buffer = deque(kept)
+            self._octets = sum(len(delivery.body) for delivery in kept)
 
     def end(self, error: Error) -> None:
         """It gets no more, but an error when it has taken what there is."""
@@ -114,7 +126,7 @@ class Consumer:
         if not delivery.lease:
             self.has -= 1
         if (was_full and self._octets < _OCTETS) or not delivery.lease:
-            self._group.pump()
+            self._group.feed(self)
         return delivery
 
     def leave(self) -> None:
@@ -143,11 +155,16 @@ class Group:
         self._queue = queue
         self._name = name
         self._is_once = settings.delivery is DeliveryPolicy.AT_MOST_ONCE
-        self._holders: dict[int, tuple[int, Consumer]] = {}
+        self._holders: dict[int, Consumer] = {}
         self._turn = 0
-        # Grows with each thing that may have brought messages.
+        # Grows with each thing that may have brought messages; and of these, with each that may have brought some
+        # that come before others.
         self._happened = 0
+        self._came_ahead = 0
         self._again: Any = None
+        # Consumers that are fed in the reactor's next turn.
+        self._soon: list[Consumer] = []
+        self._feeding: Any = None
 
     def join(
         self, prefetch: int, selector: Selector | None, *, is_exclusive: bool = False, limit: int | None = None
@@ -162,7 +179,7 @@ class Group:
             raise Exclusive(f"{where} {text}", queue=self._queue, group=self._name)
         consumer = Consumer(self, prefetch, selector, is_exclusive=is_exclusive, limit=limit)
         self.consumers.append(consumer)
-        self.pump()
+        self.feed(consumer)
         return consumer
 
     def leave(self, consumer: Consumer) -> None:
@@ -172,7 +189,8 @@ class Group:
         self.consumers.remove(consumer)
         unsent = {delivery.sequence for delivery in consumer.buffer}
         consumer.buffer.clear()
-        held = [Tag(number, lease) for number, (lease, holder) in self._holders.items() if holder is consumer]
+        held = [Tag(number, lease) for number, lease in consumer.leases.items()]
+        consumer.leases.clear()
         for tag in held:
             del self._holders[tag.sequence]
         self._return([tag for tag in held if tag.sequence in unsent], Action.UNSEEN)
@@ -188,9 +206,11 @@ class Group:
         """There is nothing to be had any more."""
         for consumer in list(self.consumers):
             consumer.end(error)
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        for timer in (self._again, self._feeding):
+            if timer is not None:
+                timer.cancel()
+        self._again = self._feeding = None
+        self._soon = []
 
     def published(self, *, is_ahead: bool) -> None:
         """Messages were given to the store.
@@ -209,78 +229,120 @@ class Group:
         self.pump()
 
     def _look_anew(self) -> None:
+        self._came_ahead += 1
         for consumer in self.consumers:
             consumer.position = None
 
-    def lost(self, sequences: Sequence[int]) -> None:
+    def lost(self, tags: Sequence[Tag]) -> None:
         """Leases have ended."""
-        for sequence in sequences:
-            self._let_go(sequence, None)
+        dropped: dict[Consumer, set[int]] = {}
+        for tag in tags:
+            consumer = self._let_go(tag)
+            if consumer is not None:
+                dropped.setdefault(consumer, set()).add(tag.sequence)
+        for consumer, numbers in dropped.items():
+            consumer.drop(numbers)
+            self.feed(consumer)
 
     def settled(self, tags: Sequence[Tag], *, is_unseen: bool) -> None:
         """Deliveries are settled, which makes room for others."""
+        fed: dict[Consumer, None] = {}
         for tag in tags:
-            consumer = self._let_go(tag.sequence, tag.lease)
-            if consumer is not None and is_unseen:
-                consumer.forgo(1)
-        self.pump()
+            consumer = self._let_go(tag)
+            if consumer is not None:
+                fed[consumer] = None
+                if is_unseen:
+                    consumer.forgo(1)
+        for consumer in fed:
+            self.feed(consumer)
 
-    def _let_go(self, sequence: int, lease: int | None) -> Consumer | None:
-        held = self._holders.get(sequence)
-        if held is None or lease not in (None, held[0]):
+    def _let_go(self, tag: Tag) -> Consumer | None:
+        consumer = self._holders.get(tag.sequence)
+        if consumer is None or consumer.leases[tag.sequence] != tag.lease:
             return None
-        del self._holders[sequence]
-        held[1].has -= 1
-        return held[1]
+        del self._holders[tag.sequence]
+        del consumer.leases[tag.sequence]
+        consumer.has -= 1
+        return consumer
 
     def pump(self) -> None:
         """Has messages fetched for consumers that may have some, in turn."""
-        count = len(self.consumers)
-        if not count:
-            return
-        self._turn = (self._turn + 1) % count
-        for number in range(count):
-            consumer = self.consumers[(self._turn + number) % count]
-            if not consumer.is_taking and consumer.dry_at < self._happened and consumer.credit > 0:
-                self._take(consumer)
+        if self.consumers:
+            self._turn = (self._turn + 1) % len(self.consumers)
+            for consumer in self.consumers[self._turn :] + self.consumers[: self._turn]:
+                self.feed(consumer)
 
-    def _take(self, consumer: Consumer) -> None:
+    def feed(self, consumer: Consumer) -> None:
+        """Has messages fetched for a consumer, if it may have some and there may be some."""
+        if consumer.is_taking or consumer.is_gone or consumer.dry_at >= self._happened or consumer.credit <= 0:
+            return
         wanted = consumer.credit if len(self.consumers) == 1 else min(consumer.credit, _SLICE)
         consumer.is_taking = True
-        happened = self._happened
+        noted = (self._happened, self._came_ahead)
         taking = self._store.take(self._queue, self._name, wanted, _OCTETS, consumer.selector, consumer.position)
-        taking.addCallbacks(self._took, self._not_taken, callbackArgs=(consumer, happened), errbackArgs=(consumer,))
+        # A store that answers at once would be asked without end, and for this consumer alone.
+        feed = self._feed_soon if taking.called else self.feed
+        taking.addCallbacks(self._took, self._not_taken, callbackArgs=(consumer, *noted, feed), errbackArgs=(consumer,))
 
-    def _took(self, taken: Taken, consumer: Consumer, happened: int) -> None:
+    def _feed_soon(self, consumer: Consumer) -> None:
+        self._soon.append(consumer)
+        if self._feeding is None:
+            self._feeding = self._reactor.callLater(0, self._feed_all)
+
+    def _feed_all(self) -> None:
+        self._feeding = None
+        consumers, self._soon = self._soon, []
+        for consumer in consumers:
+            self.feed(consumer)
+
+    def _took(
+        self, taken: Taken, consumer: Consumer, happened: int, came_ahead: int, feed: Callable[[Consumer], None]
+    ) -> None:
         consumer.is_taking = False
         deliveries = taken.deliveries
         if consumer.is_gone:
             self._return([delivery.tag for delivery in deliveries if delivery.lease], Action.UNSEEN)
             return
-        if happened == self._happened:
+        if came_ahead == self._came_ahead:
             consumer.position = taken.position
         if not taken.is_more:
             consumer.dry_at = happened
         if deliveries:
-            consumer.has += len(deliveries)
             if not self._is_once:
                 for delivery in deliveries:
-                    self._holders[delivery.sequence] = (delivery.lease, consumer)
+                    self._hold(consumer, delivery)
             self.delivered.add(len(deliveries))
             consumer.give(deliveries)
-        self.pump()
+        if taken.is_more and not deliveries and consumer.selector is None:
+            # What has expired is in the way, and is about to be removed.
+            self._later(_IN_THE_WAY)
+        elif consumer.dry_at < self._happened and consumer.credit > 0:
+            feed(consumer)
+
+    def _hold(self, consumer: Consumer, delivery: Delivery) -> None:
+        before = self._holders.get(delivery.sequence)
+        if before is not None:
+            # Its lease has ended, which the store has not told yet.
+            self._let_go(Tag(delivery.sequence, before.leases[delivery.sequence]))
+            before.drop({delivery.sequence})
+            self._feed_soon(before)
+        self._holders[delivery.sequence] = consumer
+        consumer.leases[delivery.sequence] = delivery.lease
 
     def _not_taken(self, failure: Failure, consumer: Consumer) -> None:
         consumer.is_taking = False
         error = failure.value
         if isinstance(error, StoreFull):
-            if self._again is None:
-                self._again = self._reactor.callLater(_TRY_AGAIN, self._try_again)
+            self._later(_TRY_AGAIN)
         elif isinstance(error, Error):
             consumer.end(error)
         else:
             _log.failure("messages could not be taken", failure)
             consumer.end(Error("messages could not be taken; the server's log has the details"))
+
+    def _later(self, seconds: float) -> None:
+        if self._again is None:
+            self._again = self._reactor.callLater(seconds, self._try_again)
 
     def _try_again(self) -> None:
         self._again = None

@@ -14,6 +14,7 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -45,6 +46,8 @@ _TEND_EVERY = 1.0
 _SHRINK_PAGES, _SPARE = 2048, 64 * 1024 * 1024
 #: Pages of the log at least; octets that are left for it where there is no ballast.
 _LEAST_PAGES, _ENOUGH = 64, 64 * 1024 * 1024
+#: Octets that a message takes in memory, about, beside its body.
+_OVERHEAD = 512
 #: What SQLite says of a disk that cannot be relied on any more: what was written may be there or not.
 _BROKEN = frozenset(
     (
@@ -147,7 +150,7 @@ class DiskStore(RuledStore):
                 # To take up what is there needs room too.
                 self._run_full()
                 self._take_up()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, msgspec.MsgspecError) as error:
             raise ValueError(f"{self._directory}: {error}") from None
         self._thread = Thread(target=self._run, name="queue store", daemon=True)
         self._thread.start()
@@ -163,7 +166,7 @@ class DiskStore(RuledStore):
                 self._run_full()
             self._rules = Rules(database, self._clock)
             self._rules.load()
-        except (OSError, sqlite3.Error):
+        except (OSError, sqlite3.Error, msgspec.MsgspecError):
             database.close()
             raise
         self._database = database
@@ -193,7 +196,7 @@ class DiskStore(RuledStore):
     # In the reactor's thread.
 
     def publish(self, queue: str, messages: Sequence[Message]) -> Deferred[list[Receipt]]:
-        size = len(messages[0].body) if len(messages) == 1 else sum(len(message.body) for message in messages)
+        size = sum(len(message.body) for message in messages) + _OVERHEAD * len(messages)
         return self._call(_Call(self._rules.publish, (queue, messages), needs_room=True, size=size))
 
     def declare(self, queue: str, settings: Settings, replace: bool) -> Deferred[bool]:
@@ -261,6 +264,9 @@ class DiskStore(RuledStore):
         text = f"the store failed: {error}"
         self._failure = StoreFailed(text)
         self._stop()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         waiting, self._calls = self._calls, []
         self.pending_bytes = 0
         for call in [*calls, *waiting]:

@@ -22,7 +22,7 @@ from protoframe.servers.queue.store import IStore, IStoreListener
 
 __all__ = ["MemoryRows", "MemoryStore"]
 
-#: Places that are left unused at the beginning of a list before it is made shorter.
+#: Places that are left unused at the beginning of a list before it is made shorter; and times, of rows that are gone.
 _SLACK = 1000
 
 
@@ -125,8 +125,7 @@ class MemoryRows:
             self._rows[row.id] = row
             self._groups[row.group].numbers.add((0, row.id))
             self._enter(row)
-            if row.expires is not None:
-                heapq.heappush(self._expires, (row.expires, row.id))
+        self._tidy()
 
     def _enter(self, row: Row) -> None:
         group = self._groups[row.group]
@@ -171,6 +170,18 @@ class MemoryRows:
             row.state, row.due = state, due
             row.unseen += unseen
             self._enter(row)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Forgets when rows would have been due that are gone: there may be many more of them than of others."""
+        most = _SLACK + 4 * len(self._rows)
+        if len(self._due) > most:
+            self._due = [(row.due, row.id) for row in self._rows.values() if row.due is not None]
+            heapq.heapify(self._due)
+        if len(self._expires) > most:
+            rows = (row for row in self._rows.values() if row.state != LEASED)
+            self._expires = [(row.expires, row.id) for row in rows if row.expires is not None]
+            heapq.heapify(self._expires)
 
     def ready(self, group: int) -> Iterator[Row]:
         for _, identifier in self._groups[group].places[READY]:

@@ -12,21 +12,34 @@ import msgspec
 
 from protoframe.queue import Settings
 
-__all__ = ["DELAYED", "LEASED", "READY", "GroupRecord", "QueueRecord", "Row", "Rows", "Waits", "row_id", "sequence_of"]
+__all__ = [
+    "DELAYED",
+    "LEASED",
+    "READY",
+    "SEQUENCE_BITS",
+    "GroupRecord",
+    "QueueRecord",
+    "Row",
+    "Rows",
+    "Waits",
+    "row_id",
+    "sequence_of",
+]
 
 READY, LEASED, DELAYED = 0, 1, 2
 
-_SEQUENCE_BITS = 40
+#: Of a message's number in its queue: as many as four million million.  The others of 63 are the group's.
+SEQUENCE_BITS = 42
 
 
 def row_id(group: int, sequence: int) -> int:
     """The number of a message's row: those of a group are next to each other, in the order of publication."""
-    return group << _SEQUENCE_BITS | sequence
+    return group << SEQUENCE_BITS | sequence
 
 
 def sequence_of(identifier: int) -> int:
     """The message's number in its queue."""
-    return identifier & ((1 << _SEQUENCE_BITS) - 1)
+    return identifier & ((1 << SEQUENCE_BITS) - 1)
 
 
 class Row(msgspec.Struct):

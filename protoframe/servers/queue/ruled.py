@@ -31,23 +31,20 @@ class Happened:
     :ivar next_due: when the next thing is due.
     """
 
-    __slots__ = ("_gone", "_lost", "_woken", "next_due")
+    __slots__ = ("_lost", "_woken", "next_due")
 
     def __init__(self, rules: Rules) -> None:
         self._woken, rules.woken = rules.woken, set()
         self._lost, rules.lost = rules.lost, []
-        self._gone, rules.gone = rules.gone, []
         self.next_due = rules.next_due
 
     def tell(self, listener: IStoreListener) -> None:
         """Tells it."""
-        lost: dict[tuple[str, str], list[int]] = {}
-        for queue, group, sequence in self._lost:
-            lost.setdefault((queue, group), []).append(sequence)
-        for (queue, group), sequences in lost.items():
-            listener.lost(queue, group, sequences)
-        for name in self._gone:
-            listener.gone(name)
+        lost: dict[tuple[str, str], list[Tag]] = {}
+        for queue, group, tag in self._lost:
+            lost.setdefault((queue, group), []).append(tag)
+        for (queue, group), tags in lost.items():
+            listener.lost(queue, group, tags)
         for queue, group in sorted(self._woken):
             listener.ready(queue, group)
 

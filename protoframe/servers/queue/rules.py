@@ -7,7 +7,8 @@ happens within a transaction, and takes the time from a clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -55,6 +56,10 @@ __all__ = ["Rules"]
 
 #: Messages that a selector looks at, that the passage of time moves, and that are removed, in one go: other calls wait.
 _SCAN, _SWEEP, _PURGE = 2000, 500, 2000
+#: Messages that are looked at, at a time, to make room for octets.
+_DROP = 64
+#: Octets of dead letters that are copied at a time.
+_COPIED = 4 * 1024 * 1024
 #: Seconds between two looks for deduplication keys that have expired.
 _FORGET_EVERY = 1.0
 #: Before the first place.
@@ -89,9 +94,9 @@ class Rules:
     :param rows: where everything is.
     :param clock: gives the time, in seconds since the epoch.
     :ivar queues: by their names.
-    :ivar woken: groups of which messages came to be ready in another way than by being published to them.
-    :ivar lost: leases that ended by themselves: queue, group and number.
-    :ivar gone: queues that were deleted.
+    :ivar woken: groups of which messages came to be ready in another way than by being published to them, in
+        transactions that were committed.
+    :ivar lost: leases that ended by themselves, in these: queue, group and tag.
     :ivar next_due: not after when `sweep` has something to do.
     """
 
@@ -100,15 +105,18 @@ class Rules:
         self._clock = clock
         self.queues: dict[str, QueueRecord] = {}
         self.woken: set[tuple[str, str]] = set()
-        self.lost: list[tuple[str, str, int]] = []
-        self.gone: list[str] = []
+        self.lost: list[tuple[str, str, Tag]] = []
         self.next_due = math.inf
         self._groups: dict[int, tuple[QueueRecord, GroupRecord]] = {}
         self._new: list[Row] = []
+        # What is told when the transaction is committed.
+        self._woken: set[tuple[str, str]] = set()
+        self._lost: list[tuple[str, str, Tag]] = []
         # As they were before the transaction.
         self._before: dict[GroupRecord | QueueRecord, Any] = {}
         self._catalogue: tuple[dict[str, QueueRecord], dict[int, tuple[QueueRecord, GroupRecord]]] | None = None
         self._forgets_at = 0.0
+        self._due_before = (self.next_due, self._forgets_at)
 
     # Transactions.
 
@@ -120,16 +128,17 @@ class Rules:
                 self._groups[group.id] = (queue, group)
                 queue.sequence = max(queue.sequence, group.sequence)
         for queue, group in list(self._groups.values()):
-            while group.leased:
+            while leased := self._rows.in_state(group.id, LEASED, _START, _PURGE):
                 self.begin()
-                leased = self._rows.in_state(group.id, LEASED, _START, _SWEEP)
                 self._give_back(queue, group, leased, self._clock(), Verdict(Action.AGAIN))
                 self.commit()
         self.woken.clear()
-        self.next_due = self._rows.next_due()
+        # Deduplication keys may have expired, too.
+        self.next_due = min(self._rows.next_due(), self._clock())
 
     def begin(self) -> None:
         """A transaction begins."""
+        self._due_before = (self.next_due, self._forgets_at)
         self._rows.begin()
 
     def commit(self) -> None:
@@ -140,8 +149,9 @@ class Rules:
                 record.sequence = self._groups[record.id][0].sequence
                 self._rows.save_group(record)
         self._rows.commit()
-        self._before.clear()
-        self._catalogue = None
+        self.woken |= self._woken
+        self.lost += self._lost
+        self._end_transaction()
 
     def rollback(self) -> None:
         """Undoes all of it."""
@@ -149,14 +159,19 @@ class Rules:
         for record, fields in self._before.items():
             for name, value in fields.items():
                 setattr(record, name, value)
-        self._before.clear()
         if self._catalogue is not None:
             self.queues, self._groups = self._catalogue
-            self._catalogue = None
-        self.woken.clear()
-        self.lost.clear()
-        self.gone.clear()
+        # What a sweep did is due again.
+        due, forgets = self._due_before
+        self.next_due, self._forgets_at = min(self.next_due, due), min(self._forgets_at, forgets)
+        self._end_transaction()
         self._rows.rollback()
+
+    def _end_transaction(self) -> None:
+        self._before.clear()
+        self._catalogue = None
+        self._woken.clear()
+        self._lost.clear()
 
     def _touch(self, record: GroupRecord | QueueRecord) -> None:
         if record not in self._before:
@@ -204,6 +219,11 @@ class Rules:
         self._check(name, settings)
         queue = self.queues.get(name)
         if queue is None:
+            if settings.order is Order.LAST_VALUE:
+                for other in self.queues.values():
+                    if other.settings.dead_letter == name:
+                        text = f"order: queue {name} gets the dead letters of {other.name}, which have no keys"
+                        raise InvalidSettings(text)
             self._save_catalogue()
             now = self._clock()
             queue = QueueRecord(self._rows.add_queue(name, settings, now), name, settings, now, {})
@@ -281,7 +301,6 @@ class Rules:
         for group in queue.groups.values():
             self._remove_group(group)
         self._rows.remove_queue(queue.id)
-        self.gone.append(name)
         return depth
 
     # Publishing.
@@ -386,6 +405,8 @@ class Rules:
     def _check_room(self, queue: QueueRecord, group: GroupRecord, rows: list[Row], superseded: list[Row]) -> None:
         settings = queue.settings
         messages, octets = settings.max_messages, settings.max_bytes
+        if not rows:
+            return
         if settings.overflow is Overflow.REFUSE:
             count = group.ready + group.delayed + len(rows) - len(superseded)
             size = group.bytes - group.leased_bytes + _size(rows) - _size(superseded)
@@ -429,7 +450,14 @@ class Rules:
             if excess <= 0 and octets <= 0:
                 return
             self._flush()
-            oldest = self._rows.oldest(group.id, min(max(excess, 1), _SWEEP))
+            oldest = self._rows.oldest(group.id, min(max(excess, 1 if octets <= 0 else _DROP), _SWEEP))
+            if octets > 0:
+                # Those that are needed for the octets, or for the number where these are more.
+                sums = accumulate(row.size for row in oldest)
+                enough = next((count for count, size in enumerate(sums, 1) if size >= octets), len(oldest))
+                oldest = oldest[: max(excess, enough)]
+            if not oldest:
+                return
             group.dropped += len(oldest)
             self._bury(queue, group, oldest, "dropped", "", now)
 
@@ -462,11 +490,13 @@ class Rules:
         letters = self.queues.get(queue.settings.dead_letter or "")
         if letters is not None:
             self._touch(letters)
-            copies = [self._dead(queue, group, letters, row, reason, note, now) for row in rows]
+            for part in _parts(rows):
+                copies = [self._dead(queue, group, letters, row, reason, note, now) for row in part]
+                for target in letters.groups.values():
+                    self._add(letters, target, copies)
+                self._flush()
             for target in letters.groups.values():
-                self._add(letters, target, copies)
-                self.woken.add((letters.name, target.name))
-            self._flush()
+                self._woken.add((letters.name, target.name))
         self._remove(group, rows)
         if letters is not None and letters.settings.overflow is Overflow.DROP_OLDEST:
             for target in letters.groups.values():
@@ -515,8 +545,7 @@ class Rules:
         now = self._clock()
         position = after
         if selector is None:
-            rows = self._first(group, count, octets, now)
-            is_more = group.ready > len(rows) > 0
+            rows, is_more = self._first(group, count, octets, now)
         else:
             rows, position, is_more = self._selected(group, count, octets, selector, after, now)
         if not rows:
@@ -537,10 +566,15 @@ class Rules:
         group.redelivered += sum(delivery.redelivered for delivery in deliveries)
         return Taken(deliveries, position, is_more)
 
-    def _first(self, group: GroupRecord, count: int, octets: int, now: float) -> list[Row]:
+    def _first(self, group: GroupRecord, count: int, octets: int, now: float) -> tuple[list[Row], bool]:
         rows: list[Row] = []
+        expired = 0
         for row in self._rows.ready(group.id):
             if row.expires is not None and row.expires <= now:
+                expired += 1
+                if expired == _SCAN:
+                    # It is time for them to be removed.
+                    return rows, True
                 continue
             octets -= row.size
             if rows and octets < 0:
@@ -548,7 +582,7 @@ class Rules:
             rows.append(row)
             if len(rows) == count or octets <= 0:
                 break
-        return rows
+        return rows, group.ready > len(rows) > 0
 
     def _selected(
         self, group: GroupRecord, count: int, octets: int, selector: Selector, after: Position | None, now: float
@@ -622,10 +656,16 @@ class Rules:
         """Messages that consumers had are delivered again, but for those that have been too often, or are of no use."""
         is_unseen = verdict.action is Action.UNSEEN
         most = queue.settings.max_deliveries
-        expired = [row for row in rows if row.expires is not None and row.expires <= now]
-        alive = [row for row in rows if row.expires is None or row.expires > now]
-        worn = [row for row in alive if not is_unseen and most is not None and row.leases - row.unseen >= most]
-        back = [row for row in alive if row not in worn] if worn else alive
+        expired: list[Row] = []
+        worn: list[Row] = []
+        back: list[Row] = []
+        for row in rows:
+            if row.expires is not None and row.expires <= now:
+                expired.append(row)
+            elif not is_unseen and most is not None and row.leases - row.unseen >= most:
+                worn.append(row)
+            else:
+                back.append(row)
         if queue.settings.order is Order.LAST_VALUE:
             back = self._still_last(group, back)
         if back:
@@ -633,9 +673,12 @@ class Rules:
             state, due = (DELAYED, now + verdict.delay) if verdict.delay else (READY, None)
             for row in back:
                 self._moved(group, row, state)
-            self._rows.change([row.id for row in back], state, due, unseen=int(is_unseen))
+            # A lease that has ended already was counted as seen, or is counted as unseen.
+            unseen = [row.id for row in back if is_unseen and row.state == LEASED]
+            self._rows.change(unseen, state, due, unseen=1)
+            self._rows.change([row.id for row in back if not is_unseen or row.state != LEASED], state, due)
             if due is None:
-                self.woken.add((queue.name, group.name))
+                self._woken.add((queue.name, group.name))
             else:
                 self._wake_by(due)
         if expired:
@@ -675,7 +718,7 @@ class Rules:
         due = self._rows.due(now, _SWEEP)
         for queue, group, found in self._by_group(due):
             leased = [row for row in found if row.state == LEASED]
-            self.lost.extend((queue.name, group.name, sequence_of(row.id)) for row in leased)
+            self._lost += [(queue.name, group.name, Tag(sequence_of(row.id), row.leases)) for row in leased]
             self._give_back(queue, group, leased, now, Verdict(Action.AGAIN))
             delayed = [row for row in found if row.state == DELAYED]
             if delayed:
@@ -683,7 +726,7 @@ class Rules:
                 for row in delayed:
                     self._moved(group, row, READY)
                 self._rows.change([row.id for row in delayed], READY, None)
-                self.woken.add((queue.name, group.name))
+                self._woken.add((queue.name, group.name))
         expired = self._rows.expired(now, _SWEEP)
         for queue, group, rows in self._by_group(expired):
             self._touch(group)
@@ -783,6 +826,20 @@ _LAST_SEQUENCE = sequence_of(-1)
 def _earliest(now: float, *durations: float | None) -> float | None:
     known = [duration for duration in durations if duration is not None]
     return now + min(known) if known else None
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The same in parts, of which the bodies may be in memory at once."""
+    part: list[Row] = []
+    octets = 0
+    for row in rows:
+        part.append(row)
+        octets += row.size
+        if octets >= _COPIED:
+            yield part
+            part, octets = [], 0
+    if part:
+        yield part
 
 
 def _size(rows: Iterable[Row]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from protoframe.queue import Settings
-from protoframe.servers.queue.rows import LEASED, READY, GroupRecord, QueueRecord, Row, Waits
+from protoframe.servers.queue.rows import LEASED, READY, SEQUENCE_BITS, GroupRecord, QueueRecord, Row, Waits
 
 __all__ = ["CHECKPOINT_PAGES", "PAGE", "SQLiteRows"]
 
@@ -36,7 +36,7 @@ CREATE TABLE queue (
     created REAL NOT NULL
 );
 CREATE TABLE consumer_group (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,
     queue INTEGER,
     name TEXT NOT NULL,
     ready INTEGER NOT NULL DEFAULT 0,
@@ -81,7 +81,8 @@ _MIGRATIONS: tuple[str, ...] = (_SCHEMA,)
 
 _COLUMNS = "id, consumer_group, rank, state, due, leases, unseen, expires, key, size, published, properties"
 _VALUES = "(" + ", ".join("?" * 13) + ")"
-_GROUP_BITS = 40
+#: The highest number of a group, with which its messages' numbers still are SQLite's: 64 bits, and a sign.
+_LAST_GROUP = (1 << 63 - SEQUENCE_BITS) - 1
 
 _encode_settings = msgspec.json.Encoder().encode
 _decode_settings = msgspec.json.Decoder(Settings).decode
@@ -244,9 +245,17 @@ class SQLiteRows:
         self._execute("DELETE FROM queue WHERE id = ?", (queue,))
 
     def add_group(self, queue: int, name: str, sequence: int) -> int:
-        values = (queue, name, sequence)
-        statement = "INSERT INTO consumer_group (queue, name, sequence) VALUES (?, ?, ?)"
-        return self._execute(statement, values).lastrowid or 0
+        # Numbers of groups that are gone, with their messages, are used again, when there are no others.
+        last = self._execute("SELECT max(id) FROM consumer_group").fetchone()[0] or 0
+        if last >= _LAST_GROUP:
+            gap = (
+                "SELECT min(id) FROM (SELECT 0 AS id UNION ALL SELECT id FROM consumer_group) AS one"
+                " WHERE NOT EXISTS (SELECT 1 FROM consumer_group WHERE id = one.id + 1)"
+            )
+            last = self._execute(gap).fetchone()[0]
+        statement = "INSERT INTO consumer_group (id, queue, name, sequence) VALUES (?, ?, ?, ?)"
+        self._execute(statement, (last + 1, queue, name, sequence))
+        return int(last) + 1
 
     def save_group(self, group: GroupRecord) -> None:
         self._execute(
@@ -271,7 +280,7 @@ class SQLiteRows:
         removed = self._execute("SELECT id FROM consumer_group WHERE queue IS NULL LIMIT 1").fetchone()
         if removed is None:
             return False
-        first, last = removed[0] << _GROUP_BITS, (removed[0] + 1 << _GROUP_BITS) - 1
+        first, last = removed[0] << SEQUENCE_BITS, (removed[0] + 1 << SEQUENCE_BITS) - 1
         found = self._execute("SELECT id FROM message WHERE id BETWEEN ? AND ? LIMIT ?", (first, last, most)).fetchall()
         self.delete([identifier for (identifier,) in found])
         if len(found) < most:
@@ -340,7 +349,7 @@ class SQLiteRows:
         return [Waits(*values) for values in found]
 
     def oldest(self, group: int, most: int) -> list[Row]:
-        first, last = group << _GROUP_BITS, (group + 1 << _GROUP_BITS) - 1
+        first, last = group << SEQUENCE_BITS, (group + 1 << SEQUENCE_BITS) - 1
         statement = f"SELECT {_COLUMNS} FROM message WHERE id BETWEEN ? AND ? AND state <> {LEASED} ORDER BY id LIMIT ?"
         return [Row(*row) for row in self._execute(statement, (first, last, most))]
 
@@ -369,7 +378,7 @@ class SQLiteRows:
         return found
 
     def first_published(self, group: int) -> float | None:
-        first, last = group << _GROUP_BITS, (group + 1 << _GROUP_BITS) - 1
+        first, last = group << SEQUENCE_BITS, (group + 1 << SEQUENCE_BITS) - 1
         statement = "SELECT published FROM message WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1"
         found = self._execute(statement, (first, last)).fetchone()
         return None if found is None else found[0]

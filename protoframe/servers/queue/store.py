@@ -65,11 +65,8 @@ class IStoreListener(Interface):
     def ready(queue: str, group: str) -> None:
         """Messages that came back, or whose time came, or dead letters, wait for consumers."""
 
-    def lost(queue: str, group: str, sequences: list[int]) -> None:
+    def lost(queue: str, group: str, tags: Sequence[Tag]) -> None:
         """Leases have ended by themselves."""
-
-    def gone(queue: str) -> None:
-        """A queue was deleted."""
 
     def failed(error: Exception) -> None:
         """The store does not work any more."""

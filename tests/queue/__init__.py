@@ -1,0 +1,1 @@
+"""Tests of the queue server: its stores, its broker and what they are made of."""
