@@ -253,7 +253,7 @@ class FileClient:
         meter = self._meter()
         is_put = direction is Direction.PUT
         with tempfile.TemporaryDirectory() as nothing:
-            is_there = await self._is_there(remote, meter) if is_put else os.path.lexists(local)
+            is_there = await self._is_there(remote, meter) if is_put else _exists(local)
             tree = Tree(local if is_put or is_there else nothing)
             try:
                 copy = TreeCopy(
@@ -528,6 +528,10 @@ def _wanted_size(want: Want, source: Source) -> int:
 
 def _is_directory(path: str) -> bool:
     return os.path.isdir(path)
+
+
+def _exists(path: str) -> bool:
+    return os.path.lexists(path)
 
 
 def _place(path: str, *, follow: bool) -> tuple[str, str]:
