@@ -18,7 +18,7 @@ from protoframe.cli.completing import complete_where
 from protoframe.cli.files_session import DIGESTS, into, local_trouble, run_with_files, server_path
 from protoframe.cli.options import Settings, check_where, shared
 from protoframe.cli.output import write_json, write_octets, write_text, write_through
-from protoframe.cli.problems import FAILURE, STATUSES, Problem, clean
+from protoframe.cli.problems import FAILURE, REMOTE, STATUSES, Problem, clean
 
 if TYPE_CHECKING:
     from protoframe.cli import running
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ls", "mkdir", "mv", "rm", "verify"]
 
+#: The status of what is not there.
+_NOT_FOUND = 5
 #: Lines that are written at a time.
 _LINES = 500
 
@@ -218,7 +220,13 @@ def mkdir(
             with deadline(timeout):
                 await files.mkdir(target, parents=parents)
 
-    run_with_files(session, where, ", ".join(targets), _settings(timeout, token_file, json, quiet))
+    settings = _settings(timeout, token_file, json, quiet)
+    try:
+        run_with_files(session, where, ", ".join(targets), settings)
+    except Problem as problem:
+        if problem.status == REMOTE + _NOT_FOUND and not parents:
+            problem.hint = "--parents"
+        raise
     if json:
         write_json(json_lines.dumps({"paths": targets}))
 

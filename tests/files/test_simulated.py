@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 from protoframe import listen
 from protoframe.files import FileClient
@@ -42,7 +44,7 @@ def test_copy_goes_on_after_a_crash_of_the_server_and_a_partition(tmp_path):
     root.mkdir()
     data = content(2 * MIB)
     source = write(local / "file", data)
-    server, client = network.host("server"), network.host("client")
+    server, client, operator = network.host("server"), network.host("client"), network.host("operator")
     told = []
 
     async def copy():
@@ -57,24 +59,26 @@ def test_copy_goes_on_after_a_crash_of_the_server_and_a_partition(tmp_path):
             return await files.put(str(source), "file")
 
     first = FilesFactory(server, str(root), threads=0)
-    network.run(listen(server, "udp:12200", first))
-    copying = network._start(copy())
-    outcome = []
-    copying.addBoth(outcome.append)
-    network.advance(3.0)
-    assert 0 < told[-1] < 2 * MIB
-    server.crash()
-    for connection in first.connections:
-        connection.close()
     second = FilesFactory(server, str(root), threads=0)
-    network.advance(1.0)
-    network.run(listen(server, "udp:12200", second))
-    network.advance(60.0)
-    network.partition("client", "server")
-    network.advance(20.0)
-    network.heal()
-    network.advance(600.0)
-    (summary,) = outcome
+    network.run(listen(server, "udp:12200", first))
+
+    async def trouble():
+        await deferLater(operator, 3.0)
+        assert 0 < told[-1] < 2 * MIB
+        server.crash()
+        for connection in first.connections:
+            connection.close()
+        await deferLater(operator, 1.0)
+        await listen(server, "udp:12200", second)
+        await deferLater(operator, 3.0)
+        assert told[-1] < 2 * MIB
+        network.partition("client", "server")
+        await deferLater(operator, 20.0)
+        network.heal()
+
+    causing = Deferred.fromCoroutine(trouble())
+    summary = network.run(copy(), 600.0)
+    network.run(causing)
     assert (root / "file").read_bytes() == data
     assert summary.interruptions >= 1
     assert summary.moved_again < 0.05 * 2 * MIB + 2 * 16384
