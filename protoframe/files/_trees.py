@@ -36,6 +36,7 @@ from protoframe.files._disk import Disk
 from protoframe.files._progress import Action, Change, Meter
 from protoframe.files._small import SMALL, BatchWriter, read_small
 from protoframe.files._tree import Tree
+from protoframe.files._verifying import small_digests
 
 if TYPE_CHECKING:
     from protoframe.files._client import FileClient
@@ -160,6 +161,7 @@ class TreeCopy:
         self._small = _Queue()
         self._large = _Queue()
         self._compare = _Queue()
+        self._compare_small = _Queue()
         self._extra: list[Entry] = []
         self._found_files = 0
         self._found_octets = 0
@@ -174,14 +176,15 @@ class TreeCopy:
         parts = [self._copy_small(), *(self._copy_large() for _ in range(self._client.at_once))]
         if self._by_digest:
             parts += [self._compare_digests() for _ in range(self._client.at_once)]
-        comparing = self._client.at_once if self._by_digest else 0
+            parts += [self._compare_small_digests() for _ in range(self._client.at_once)]
+        comparing = 2 * self._client.at_once if self._by_digest else 0
         running = [Deferred.fromCoroutine(part) for part in parts]
         listing = Deferred.fromCoroutine(self._list(differing=differing))
         failed: list[BaseException] = []
 
         def stop(failure: Any) -> None:
             failed.append(failure.value)
-            for queue in (self._small, self._large, self._compare):
+            for queue in (self._small, self._large, self._compare, self._compare_small):
                 queue.fail(failure.value)
             for one in (*running, listing):
                 one.cancel()
@@ -190,6 +193,7 @@ class TreeCopy:
             one.addErrback(stop)
         await listing
         self._compare.end()
+        self._compare_small.end()
         for one in running[len(running) - comparing :] if comparing else []:
             await one
         self._small.end()
@@ -239,7 +243,7 @@ class TreeCopy:
             if target is None:
                 await self._make_directory(source.path)
         elif target is not None and target.size == source.size and self._by_digest:
-            await self._compare.add(source)
+            await (self._compare_small if source.size <= SMALL else self._compare).add(source)
         elif target is not None and (target.size, target.mtime_ns) == (source.size, source.mtime_ns):
             self._meter.skipped += 1
         else:
@@ -318,6 +322,23 @@ class TreeCopy:
                 self._meter.skipped += 1
             else:
                 await self._copy(entry)
+
+    async def _compare_small_digests(self) -> None:
+        digest = self._client.digest
+        while some := await self._compare_small.take(_PIECE):
+            paths = [entry.path for entry in some]
+            there = [self._prefix + path for path in paths]
+            ask = partial(self._client.files.verify_many, there, digest)
+            theirs = await self._client.persist(ask, self._meter)
+            ours = await self._disk.run(small_digests, self._tree, paths, digest)
+            if len(theirs) != len(ours):
+                raise BadTransfer("the server has digests of more or fewer files than it was asked for")
+            for entry, one, other in zip(some, ours, theirs, strict=True):
+                if one and one == other:
+                    self._meter.skipped += 1
+                else:
+                    # If there is no digest because there is no file any more, the copy finds out.
+                    await self._copy(entry)
 
     async def _remove_extra(self) -> None:
         if self._unread and self._is_put:

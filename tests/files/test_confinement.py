@@ -87,6 +87,7 @@ async def test_hostile_names_are_refused_alike_and_nothing_outside_is_touched(tm
                 assert await fault(call()) == expected, (verb, name)
         got = [one async for one in files.read_many(nothing(names[:500], names[500:]), SHA256)]
         assert got == [Missing(name) for name in names]
+        assert set(await files.verify_many(names[:1000])) == {b""}
         outcomes = [one async for some in files.write_many(nothing(*map(small, names)), SHA256) for one in some]
         assert set(outcomes) == {Outcome.REFUSED}
         assert len(outcomes) == len(names)

@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from protoframe import Backoff, IAuthenticator, Identity, Unavailable
 from protoframe.files import (
+    BadTransfer,
     Block,
     CorruptCopy,
     Digest,
@@ -315,6 +316,48 @@ async def test_tree_goes_on_after_lost_connections(tmp_path, way, monkeypatch):
         assert summary.interruptions >= 1
 
 
+@both_ways
+async def test_many_small_files_are_compared_by_their_contents_in_few_calls(tmp_path, way, monkeypatch):
+    calls = []
+    digests = _service.small_digests
+
+    def counted(tree, paths, digest):
+        calls.append(len(paths))
+        return digests(tree, paths, digest)
+
+    monkeypatch.setattr(_service, "small_digests", counted)
+    async with ends(tmp_path) as both:
+        source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
+        for number in range(200):
+            data = content(number * 300, seed=number)
+            for end in (source, target):
+                file = write(end / "tree" / f"{number:03}", data)
+                os.utime(file, ns=(5, 5))
+        # The same size and time, and other contents: a small file, and one of several blocks.
+        for name in ("003", "150"):
+            file = target / "tree" / name
+            file.write_bytes(bytes(file.stat().st_size))
+            os.utime(file, ns=(5, 5))
+        local = str(both.local / "tree")
+        summary = await both.client.sync(local, "tree", direction=Direction(way), by_digest=True)
+        assert (summary.files, summary.skipped, summary.failed) == (2, 198, 0)
+        assert contents(target / "tree") == contents(source / "tree")
+        assert sum(calls) == 200
+        assert len(calls) <= 12
+
+
+@pytest_twisted.ensureDeferred
+async def test_digest_of_a_small_file_is_that_of_any_file(tmp_path):
+    async with ends(tmp_path) as both:
+        for size in (0, 1, 16384, 16385, 65536, 65537):
+            write(both.root / f"{size}", content(size))
+        there = [str(size) for size in (0, 1, 16384, 16385, 65536)]
+        found = await both.client.files.verify_many([*there, "65537", "absent", "0"])
+        assert found == [*[(await both.client.verify(path)).digest for path in there], b"", b"", found[0]]
+        with pytest.raises(BadTransfer):
+            await both.client.files.verify_many(["x"] * 1025)
+
+
 @pytest_twisted.ensureDeferred
 async def test_quota_and_size_limit_hold_and_are_given_back(tmp_path):
     async with ends(tmp_path, quota=300_000, max_file=200_000) as both:
@@ -414,6 +457,7 @@ async def test_what_is_not_permitted_is_not_there(tmp_path):
                 await files.stat(path)
             errors.add((caught.value.message, repr(caught.value.detail)))
         assert len(errors) == 1
+        assert [bool(one) for one in await files.verify_many(["c", "pub/own/b", "pub/a"])] == [False, False, True]
         for call in (
             files.rename("pub", "pub/x"),
             files.remove("pub/own/b"),
