@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from protoframe import Backoff, Client, Limits, RetryPolicy, Token, Unavailable
+from protoframe import Backoff, Client, DeadlineExceeded, Error, Limits, RetryPolicy, Token, Unavailable, remaining
 from protoframe.files._blocks import digest_function
 from protoframe.files._contract import (
     FILES_LIMITS,
@@ -433,15 +433,27 @@ class FileClient:
         while True:
             try:
                 return await attempt()
-            except Unavailable as error:
+            except Error as error:
+                if not self.is_cut_off(error):
+                    raise
                 now = progress()
                 failures = 1 if now > before else failures + 1
                 before = max(now, before)
                 if failures >= self._tries or not self._client.running:
-                    raise
+                    if isinstance(error, Unavailable):
+                        raise
+                    raise Unavailable(error.message) from None
                 meter.interruptions += 1
                 _log.debug("a copy is cut off, and goes on: {error}", error=error)
             await self.reconnected(failures)
+
+    @staticmethod
+    def is_cut_off(error: Error) -> bool:
+        """Whether something failed because the connection was lost, or there is no server for a while."""
+        # A call waits for a server no longer than for an answer; whoever surrounds it with a deadline has that.
+        return isinstance(error, Unavailable) or (
+            isinstance(error, DeadlineExceeded) and not error.may_have_run and remaining() is None
+        )
 
     async def reconnected(self, failures: int) -> None:
         """Waits before the next try, and for a server."""
@@ -452,9 +464,10 @@ class FileClient:
         await waiting
         try:
             await self._client.whenConnected()
-        except Unavailable:
+        except Error as error:
+            if not self.is_cut_off(error):
+                raise
             # The next attempt says so.
-            return
 
 
 class _Counted:

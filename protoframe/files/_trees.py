@@ -297,9 +297,9 @@ class TreeCopy:
             try:
                 async for entry in rest():
                     yield Entry(entry.path[len(self._prefix) :], entry.kind, entry.size, entry.mtime_ns, entry.mode)
-            except Unavailable:
+            except Error as error:
                 tries = 0 if last is not before else tries + 1
-                if tries >= 10:
+                if tries >= 10 or not self._client.is_cut_off(error):
                     raise
                 await self._client.reconnected(tries + 1)
             else:

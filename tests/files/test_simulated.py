@@ -68,7 +68,8 @@ def test_copy_goes_on_after_a_crash_of_the_server_and_a_partition(tmp_path):
         server.crash()
         for connection in first.connections:
             connection.close()
-        await deferLater(operator, 1.0)
+        # For longer than a call waits for a server.
+        await deferLater(operator, 30.0)
         await listen(server, "udp:12200", second)
         await deferLater(operator, 3.0)
         assert told[-1] < 2 * MIB
