@@ -36,6 +36,8 @@ from protoframe.files._tree import Tree
 from protoframe.servers.files import Access, _service, parse_rule
 from tests.files.support import MIB, content, contents, ends, leftovers, write
 
+#: How often a connection is lost in one copy; of more than twenty nothing is promised.
+LOST = min(20, int(os.environ.get("PROTOFRAME_KILLS", "5")))
 QUICK = {"backoff": Backoff(first=0.001, longest=0.01)}
 
 
@@ -75,11 +77,11 @@ async def test_copy_is_the_same_with_its_time_and_mode(tmp_path, way, size):
 
 
 @both_ways
-async def test_twenty_lost_connections_cost_less_than_five_hundredths(tmp_path, way, monkeypatch):
-    size = 16 * MIB
+async def test_lost_connections_cost_less_than_five_hundredths(tmp_path, way, monkeypatch):
+    size = min(16, 2 * LOST) * MIB
     async with ends(tmp_path, client=QUICK) as both:
         case = Case(both, way, size)
-        cuts = [size * number // 21 for number in range(1, 21)]
+        cuts = [size * number // (LOST + 1) for number in range(1, LOST + 1)]
         stored = 0
         attempts = []
         lock = threading.Lock()
@@ -101,7 +103,7 @@ async def test_twenty_lost_connections_cost_less_than_five_hundredths(tmp_path, 
         summary = await case.run()
         assert case.there.read_bytes() == case.data
         assert cuts == []
-        assert summary.interruptions == 20
+        assert summary.interruptions == LOST
         assert summary.moved >= size
         assert summary.moved - size == summary.moved_again < 0.05 * size
         assert leftovers(case.receiving) == []
@@ -268,7 +270,7 @@ def make_tree(root, count):
 async def test_tree_is_copied_and_then_only_what_differs(tmp_path, way):
     async with ends(tmp_path) as both:
         source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
-        every = make_tree(source / "tree", 150)
+        every = make_tree(source / "tree", 100)
         summary = await copy_tree(both, way)
         assert contents(target / "tree") == every
         assert (target / "tree" / "empty").is_dir()
@@ -328,22 +330,22 @@ async def test_many_small_files_are_compared_by_their_contents_in_few_calls(tmp_
     monkeypatch.setattr(_service, "small_digests", counted)
     async with ends(tmp_path) as both:
         source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
-        for number in range(200):
+        for number in range(140):
             data = content(number * 300, seed=number)
             for end in (source, target):
                 file = write(end / "tree" / f"{number:03}", data)
                 os.utime(file, ns=(5, 5))
         # The same size and time, and other contents: a small file, and one of several blocks.
-        for name in ("003", "150"):
+        for name in ("003", "130"):
             file = target / "tree" / name
             file.write_bytes(bytes(file.stat().st_size))
             os.utime(file, ns=(5, 5))
         local = str(both.local / "tree")
         summary = await both.client.sync(local, "tree", direction=Direction(way), by_digest=True)
-        assert (summary.files, summary.skipped, summary.failed) == (2, 198, 0)
+        assert (summary.files, summary.skipped, summary.failed) == (2, 138, 0)
         assert contents(target / "tree") == contents(source / "tree")
-        assert sum(calls) == 200
-        assert len(calls) <= 12
+        assert sum(calls) == 140
+        assert len(calls) <= 10
 
 
 @pytest_twisted.ensureDeferred
@@ -484,13 +486,13 @@ def test_old_unfinished_copies_are_removed_and_others_kept(tmp_path):
 @pytest_twisted.ensureDeferred
 async def test_bandwidth_bounds_the_rate_and_progress_is_told(tmp_path):
     told = []
-    async with ends(tmp_path, client={"bandwidth": 6 * MIB, "observer": told.append}) as both:
-        source = write(both.local / "file", content(2 * MIB))
+    async with ends(tmp_path, client={"bandwidth": 4 * MIB, "observer": told.append}) as both:
+        source = write(both.local / "file", content(MIB))
         summary = await both.client.put(str(source), "file")
-        assert summary.seconds > 0.3
+        assert summary.seconds > 0.2
         assert [one.octets for one in told] == sorted(one.octets for one in told)
-        assert told[-1].octets == told[-1].octets_total == 2 * MIB
-        assert any(one.seconds_left is not None and 0 < one.rate < 12 * MIB for one in told)
+        assert told[-1].octets == told[-1].octets_total == MIB
+        assert any(one.seconds_left is not None and 0 < one.rate < 8 * MIB for one in told)
 
 
 @pytest_twisted.ensureDeferred
