@@ -6,12 +6,12 @@ import io
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
 from protoframe import Backoff
@@ -30,8 +30,8 @@ def options(root, port, *more):
     return ("pf-files", "--root", str(root), "--listen", f"tcp:{port}:interface=127.0.0.1", *more)
 
 
-@pytest_twisted.ensureDeferred
-async def test_copy_goes_on_through_killed_servers(tmp_path):
+async def copy_through_killed_servers(tmp_path):
+    """Copies a file to servers that are killed, and one that is not."""
     root = tmp_path / "root"
     root.mkdir()
     size = 16 * MIB
@@ -67,7 +67,7 @@ async def test_copy_goes_on_through_killed_servers(tmp_path):
         assert running[-1].terminate() == 0
 
 
-def copy_through_kills(served, directory, way):
+def copy_through_killed_clients(served, directory, way):
     """Copies a file by clients that are killed, and one that is not."""
     size = 16 * MIB
     data = content(size)
@@ -103,11 +103,11 @@ def copy_through_kills(served, directory, way):
     assert int(last[-1]) <= size - begins[-1] + 0.05 * size
 
 
-def test_copies_go_on_through_killed_clients(served, tmp_path):
-    # Both at once: most of what they cost is the start of interpreters.
-    with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(copy_through_kills, served, tmp_path, way) for way in WAYS]:
-            done.result()
+@pytest_twisted.ensureDeferred
+async def test_copies_go_on_through_killed_servers_and_clients(served, tmp_path):
+    # At once: most of what they cost is the start of interpreters.
+    through_clients = [deferToThread(copy_through_killed_clients, served, tmp_path, way) for way in WAYS]
+    await gatherResults([Deferred.fromCoroutine(copy_through_killed_servers(tmp_path)), *through_clients])
 
 
 @pytest.mark.parametrize(
