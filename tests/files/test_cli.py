@@ -454,3 +454,18 @@ def test_paths_are_those_below_the_root():
     for text in ("..", "a/../b", "a\0", ".pf-files"):
         with pytest.raises(Problem):
             server_path(text)
+
+
+def test_help_loads_no_twisted():
+    code = (
+        "import sys\nfrom protoframe.cli.main import main\n"
+        "for name in ('put', 'get', 'sync', 'ls', 'rm', 'mv', 'mkdir', 'verify'):\n"
+        "    try: main([name, '--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "sys.exit('twisted' in sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=environment(), check=False, timeout=30
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout.count(b"Exit status:") == 8
