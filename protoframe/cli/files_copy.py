@@ -384,10 +384,12 @@ def _said(summary: Summary, what: str, digest: str, *, is_dry: bool) -> str:
         text = f"{_count(summary.files, 'file')}, {size(summary.octets)}, would be copied"
         return f"{text}, {summary.removed:,} removed" if summary.removed else text
     seconds = f"{summary.seconds:.1f} s" if summary.seconds < 60 else duration(summary.seconds)
-    rate = f"{size(summary.moved / summary.seconds)}/s" if summary.seconds > 0 else "at once"
-    moved = f"{size(summary.octets)} in {seconds} ({rate})"
+    took = f"in {seconds}"
+    if summary.moved and summary.seconds > 0:
+        took += f" ({size(summary.moved / summary.seconds)}/s)"
+    moved = f"{size(summary.octets)} {took}"
     if summary.moved < summary.octets:
-        moved = f"{size(summary.octets)}, {size(summary.moved)} of them moved, in {seconds} ({rate})"
+        moved = f"{size(summary.octets)}, {size(summary.moved)} of them moved, {took}"
     parts = [moved]
     if summary.interruptions:
         parts.append(f"{_count(summary.interruptions, 'interruption')}")
