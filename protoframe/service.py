@@ -37,6 +37,8 @@ _log = Logger(namespace="protoframe.service")
 _TOKENS = "PROTOFRAME_TOKENS"
 #: Seconds; what `select` and its kin take ends at some 24 days.
 _LONGEST = 1_000_000
+#: Octets of a text that twistd reads from a daemon that cannot start.
+_PIPED = 98
 
 
 class ServerOptions(usage.Options):
@@ -161,9 +163,6 @@ class ServerService(Service):
         from twisted.internet import reactor
 
         self._starting = True
-        self.prepare()
-        if self._broken:
-            raise SystemExit(1)
         for where in self._options["listen"]:
             listening = listen(reactor, where, self._factory)
             listening.addCallbacks(self._listening, self._failed, callbackArgs=(where,), errbackArgs=(where,))
@@ -173,7 +172,7 @@ class ServerService(Service):
         self._starting = False
 
     def prepare(self) -> None:
-        """Called before the first place is listened at, while the process may still have rights that it gives up.
+        """Called before anybody is served, when the process has given up the rights that it need not have.
 
         For a subclass that needs more than its factory; what cannot be had it says by `fail`.
         """
@@ -182,6 +181,11 @@ class ServerService(Service):
         """Runs; twistd has called `privilegedStartService` before."""
         if not self._ports:
             self.privilegedStartService()
+        self._starting = True
+        self.prepare()
+        if self._broken:
+            raise SystemExit(1)
+        self._starting = False
         super().startService()
         from twisted.internet import reactor
 
@@ -236,8 +240,10 @@ class ServerService(Service):
             os.unlink(pidfile)
         pipe = parent.get("statusPipe")
         if pipe is not None and self._starting:
-            # A daemon has no standard error any more: the process that started it reads this, and says it there.
-            os.write(pipe, b"1 " + text.encode("ascii", "replace")[:98])
+            # A daemon has no standard error any more: the process that started it reads this, and says it there; 100
+            # octets of it, and what went wrong comes last.
+            octets = text.encode("ascii", "replace")
+            os.write(pipe, b"1 " + (octets if len(octets) <= _PIPED else b"..." + octets[3 - _PIPED :]))
             os.close(pipe)
         else:
             _complain(text)

@@ -85,16 +85,16 @@ class DiskBallast(Ballast):
 
     def make(self) -> bool:
         self._disk.reserved = 0
-        if self.free() < self._size:
+        if self.free() < self.size:
             return False
-        self._disk.reserved = self._size
+        self._disk.reserved = self.size
         return True
 
     def drop(self) -> None:
         self._disk.reserved = 0
 
     def remake(self) -> bool:
-        return self.free() >= 2 * self._size and self.make()
+        return self.free() >= 2 * self.size and self.make()
 
     def free(self) -> int:
         return 2**40 if self._disk.capacity is None else self._disk.capacity - self._disk.used

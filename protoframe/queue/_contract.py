@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from protoframe import (
     AlreadyExists,
     FailedPrecondition,
+    GoingAway,
     InvalidArgument,
     NotFound,
     Protocol,
@@ -498,7 +499,7 @@ class Queue(Protocol):
         """Publishes messages, all or none of them; receipts, in their order, when all are durable."""
         raise NotImplementedError
 
-    @request(raises=[NoSuchQueue, NoSuchGroup, Exclusive, StoreFailed, StoreFull, TooMany, InvalidArgument])
+    @request(raises=[NoSuchQueue, NoSuchGroup, Exclusive, GoingAway, StoreFailed, StoreFull, TooMany, InvalidArgument])
     def consume(
         self,
         queue: QueueName,
@@ -512,6 +513,7 @@ class Queue(Protocol):
         """Delivers messages, for as long as the caller takes them.
 
         When the stream ends, what was delivered and not settled is given to others.  It can be settled until then.
+        A server that shuts down ends it with `GoingAway`.
 
         :param prefetch: messages that may be delivered and not settled; where the queue delivers at most once, that
             are on the way.

@@ -28,6 +28,8 @@ __all__ = ["Options", "QueueService", "makeService"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _CHECKS = ("none", "quick", "full")
+#: Seconds that consumers may take to read what is on its way to them, when the server is stopped.
+_GRACE = 1.0
 
 
 class Options(ServerOptions):
@@ -149,13 +151,26 @@ class QueueService(ServerService):
 
     def stopService(self) -> Deferred[Any]:
         """Has consumers go, lets the calls end that run, and closes the directory."""
+        from twisted.internet import reactor
+
         if self._metrics_port is not None:
             self._metrics_port.stopListening()
         self.broker.end_consumers(GoingAway("the server is shutting down"))
+        clock: Any = reactor
+        self._leaving = clock.callLater(_GRACE, self._see_off, clock)
         stopped = maybeDeferred(super().stopService)
         return stopped.addBoth(self._close)
 
+    def _see_off(self, clock: Any) -> None:
+        """Has those go that do not read to the end of their streams: what they have not settled is not lost."""
+        if self.broker.is_storing:
+            self._leaving = clock.callLater(_GRACE, self._see_off, clock)
+        elif self.broker.consumers:
+            self.hurry()
+
     def _close(self, result: Any) -> Deferred[Any]:
+        if self._leaving.active():
+            self._leaving.cancel()
         closing: Deferred[Any] = Deferred.fromCoroutine(self.broker.close())
         return closing.addCallback(lambda _: result)
 

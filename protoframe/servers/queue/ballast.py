@@ -23,21 +23,21 @@ class Ballast:
     """
 
     def __init__(self, path: str, size: int) -> None:
+        self.size = size
         self._path = path
-        self._size = size
 
     def make(self) -> bool:
         """Has it be there; whether there was room for it.
 
         :raises OSError: it could not be made for another reason.
         """
-        if not self._size:
+        if not self.size:
             return self.free() >= _ENOUGH
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.ftruncate(file, self._size)
-                os.posix_fallocate(file, 0, self._size)
+                os.ftruncate(file, self.size)
+                os.posix_fallocate(file, 0, self.size)
             finally:
                 os.close(file)
         except OSError as error:
@@ -54,7 +54,7 @@ class Ballast:
 
     def remake(self) -> bool:
         """Has it be there again, if there is room for it, and for as much again; whether there is."""
-        return self.free() >= max(2 * self._size, _ENOUGH) and self.make()
+        return self.free() >= max(2 * self.size, _ENOUGH) and self.make()
 
     def free(self) -> int:
         """Octets of the file system that may be used."""

@@ -348,6 +348,11 @@ class Broker:
         """How many there are."""
         return sum(queue.consumers for queue in self._queues.values())
 
+    @property
+    def is_storing(self) -> bool:
+        """Whether there are messages that wait to be stored."""
+        return any(store.pending_bytes for store in self._stores.values())
+
     def settle(self, name: str, group_name: str, tags: Sequence[Tag], verdict: Verdict) -> Deferred[Settled]:
         """Ends leases; fires when that is stored."""
         queue = self.queue(name)

@@ -24,7 +24,7 @@ from protoframe.queue import Message, Receipt, Settings, StoreFailed, StoreFull
 from protoframe.servers.queue.ballast import Ballast
 from protoframe.servers.queue.ruled import Happened, RuledStore
 from protoframe.servers.queue.rules import Rules
-from protoframe.servers.queue.sqlite import SQLiteRows
+from protoframe.servers.queue.sqlite import CHECKPOINT_PAGES, PAGE, SQLiteRows
 from protoframe.servers.queue.store import IStore, IStoreListener
 
 __all__ = ["BALLAST", "DATABASE", "DiskStore"]
@@ -35,14 +35,16 @@ _log = Logger(namespace="protoframe.queue")
 DATABASE = "queue.sqlite3"
 #: And the ballast's.
 BALLAST = "ballast"
-#: Calls that are committed together at most.
-_MOST_AT_ONCE = 5000
+#: Calls that are committed together at most, and octets of bodies, but for the first.
+_MOST_AT_ONCE, _MOST_BYTES = 5000, 8 * 1024 * 1024
 #: Seconds from one look whether a full disk has room again to the next.
 _LOOK_AGAIN = 1.0
 #: Seconds between two times that room is given back.
 _TEND_EVERY = 1.0
 #: Pages that a look gives back to the file system, if there are so many without content; what is left behind, in bytes.
 _SHRINK_PAGES, _SPARE = 2048, 64 * 1024 * 1024
+#: Pages of the log at least; octets that are left for it where there is no ballast.
+_LEAST_PAGES, _ENOUGH = 64, 64 * 1024 * 1024
 #: What SQLite says of a disk that cannot be relied on any more: what was written may be there or not.
 _BROKEN = frozenset(
     (
@@ -106,6 +108,11 @@ class DiskStore(RuledStore):
         self._check = check
         self._vfs = vfs
         self._ballast = ballast if ballast is not None else Ballast(os.path.join(directory, BALLAST), 0)
+        # What is in the log takes as much room again in the database, before any can be made: what the ballast has must
+        # be enough for it, and for the transactions that make room.
+        room = self._ballast.size or _ENOUGH
+        self._log_pages = max(_LEAST_PAGES, min(CHECKPOINT_PAGES, room // 2 // PAGE))
+        self._most_bytes = min(_MOST_BYTES, room // 8)
         self._thread: Thread | None = None
         self._inbox: SimpleQueue[list[_Call] | None] = SimpleQueue()
         self._calls: list[_Call] = []
@@ -130,21 +137,36 @@ class DiskStore(RuledStore):
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{self._directory}: {error.strerror}") from None
-        database = SQLiteRows(os.path.join(self._directory, DATABASE), check=self._check, vfs=self._vfs)
-        self._rules = Rules(database, self._clock)
         self._listener = listener
-        self._database = database
         try:
-            if not self._ballast.make():
+            try:
+                self._take_up()
+            except sqlite3.Error as error:
+                if not _is_full(error):
+                    raise
+                # To take up what is there needs room too.
                 self._run_full()
-            self._rules.load()
+                self._take_up()
         except (OSError, sqlite3.Error) as error:
-            database.close()
             raise ValueError(f"{self._directory}: {error}") from None
         self._thread = Thread(target=self._run, name="queue store", daemon=True)
         self._thread.start()
         self._wake_at(self._rules.next_due)
         return [(queue.name, queue.settings) for queue in self._rules.queues.values()]
+
+    def _take_up(self) -> None:
+        database = SQLiteRows(
+            os.path.join(self._directory, DATABASE), check=self._check, log_pages=self._log_pages, vfs=self._vfs
+        )
+        try:
+            if not self._is_full and not self._ballast.make():
+                self._run_full()
+            self._rules = Rules(database, self._clock)
+            self._rules.load()
+        except (OSError, sqlite3.Error):
+            database.close()
+            raise
+        self._database = database
 
     def close(self) -> Deferred[None]:
         """Does what it was asked for, and ends."""
@@ -197,8 +219,18 @@ class DiskStore(RuledStore):
             self._handing_over = None
         if self._calls and not self._is_busy:
             self._is_busy = True
-            calls, self._calls = self._calls[:_MOST_AT_ONCE], self._calls[_MOST_AT_ONCE:]
+            count = self._together()
+            calls, self._calls = self._calls[:count], self._calls[count:]
             self._inbox.put(calls)
+
+    def _together(self) -> int:
+        """How many of the calls that wait are committed together."""
+        octets = 0
+        for count, call in enumerate(self._calls[:_MOST_AT_ONCE]):
+            octets += call.size
+            if octets > self._most_bytes and count:
+                return count
+        return _MOST_AT_ONCE
 
     def _done(self, calls: list[_Call], happened: Happened, is_full: bool) -> None:
         """What was done in the thread, answered."""
@@ -230,6 +262,7 @@ class DiskStore(RuledStore):
         self._failure = StoreFailed(text)
         self._stop()
         waiting, self._calls = self._calls, []
+        self.pending_bytes = 0
         for call in [*calls, *waiting]:
             if not call.deferred.called:
                 call.deferred.errback(Failure(StoreFailed(text)))
@@ -294,11 +327,10 @@ class DiskStore(RuledStore):
 
         :raises sqlite3.Error: the disk fails.
         """
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in _BROKEN:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN:
             raise error
         self._rules.rollback()
-        if code == sqlite3.SQLITE_FULL:
+        if _is_full(error):
             self._run_full()
 
     def _run_full(self) -> None:
@@ -317,7 +349,9 @@ class DiskStore(RuledStore):
         self._tended = now
         try:
             if self._is_full or database.unused_bytes() > _SPARE:
-                database.shrink(_SHRINK_PAGES)
+                step = min(_SHRINK_PAGES, self._log_pages // 4)
+                for _ in range(0, _SHRINK_PAGES, step):
+                    database.shrink(step)
             if self._is_full:
                 database.checkpoint()
                 self._is_full = not self._ballast.remake()
@@ -327,7 +361,9 @@ class DiskStore(RuledStore):
             self._undo(error)
 
 
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
 def _full() -> StoreFull:
-    error = StoreFull("the server's disk is full")
-    error.may_have_run = False
-    return error
+    return StoreFull("the server's disk is full")

@@ -17,16 +17,16 @@ import msgspec
 from protoframe.queue import Settings
 from protoframe.servers.queue.rows import LEASED, READY, GroupRecord, QueueRecord, Row, Waits
 
-__all__ = ["CHECKPOINT_PAGES", "SQLiteRows"]
+__all__ = ["CHECKPOINT_PAGES", "PAGE", "SQLiteRows"]
 
 #: "pfq1": what `file` and others tell the database by.
 APPLICATION_ID = 0x70667131
-#: Pages of 4 KiB in the write-ahead log from which on they are copied into the database.
-CHECKPOINT_PAGES = 8192
+#: Octets of a page, and pages in the write-ahead log from which on they are copied into the database.
+PAGE, CHECKPOINT_PAGES = 4096, 8192
 #: KiB of pages that are kept in memory.
 _CACHE = 32 * 1024
 #: Rows that one statement deals with, the most first.
-_CHUNKS = (512, 64, 8, 1)
+_CHUNKS = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 _SCHEMA = """
 CREATE TABLE queue (
@@ -110,11 +110,13 @@ class SQLiteRows:
 
     :param path: where it is; it is made where there is none.
     :param check: whether it is looked through for damage: ``none``, ``quick`` or ``full``.
+    :param log_pages: pages in the log from which on they are copied into the database.
     :param vfs: the name of the SQLite VFS that it is opened with; the default one where empty.
     :raises ValueError: it cannot be used; the text says why, on one line.
+    :raises sqlite3.Error: the disk is full.
     """
 
-    def __init__(self, path: str, *, check: str = "quick", vfs: str = "") -> None:
+    def __init__(self, path: str, *, check: str = "quick", log_pages: int = CHECKPOINT_PAGES, vfs: str = "") -> None:
         where = f"file:{_quoted(path)}" + (f"?vfs={vfs}" if vfs else "")
         try:
             self._database = sqlite3.connect(
@@ -124,10 +126,13 @@ class SQLiteRows:
             raise ValueError(f"{path}: {error}") from None
         self._execute: Callable[..., sqlite3.Cursor] = self._database.execute
         try:
-            self._open(path, check)
+            self._open(path, check, log_pages)
         except sqlite3.Error as error:
             self._database.close()
-            if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            code = getattr(error, "sqlite_errorcode", None)
+            if code == sqlite3.SQLITE_FULL:
+                raise
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise ValueError(f"{path}: another process uses it") from None
             raise ValueError(f"{path}: {error}") from None
         except OSError as error:
@@ -137,14 +142,25 @@ class SQLiteRows:
             self._database.close()
             raise
 
-    def _open(self, path: str, check: str) -> None:
+    def _open(self, path: str, check: str, log_pages: int) -> None:
         # Exclusive: the log's index is in this process's memory, and there is no other that could do a checkpoint.
-        for pragma in ("locking_mode = EXCLUSIVE", "auto_vacuum = INCREMENTAL", "journal_mode = WAL"):
-            self._execute(f"PRAGMA {pragma}")
+        self._execute("PRAGMA locking_mode = EXCLUSIVE")
+        version, application = self._number("user_version"), self._number("application_id")
+        tables = self._execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        # Before anything is written to what may be somebody else's.
+        if tables and application != APPLICATION_ID:
+            raise ValueError(f"{path}: this is another program's database")
+        if version > len(_MIGRATIONS):
+            raise ValueError(f"{path}: it was written by a later version of protoframe, with schema {version}")
+        if not tables:
+            self._execute(f"PRAGMA page_size = {PAGE}")
+            # It is written even if it is the same.
+            self._execute("PRAGMA auto_vacuum = INCREMENTAL")
         for pragma in (
+            "journal_mode = WAL",
             # The log is synced at each commit, so that what is committed outlives a loss of power.
             "synchronous = FULL",
-            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+            f"wal_autocheckpoint = {log_pages}",
             f"cache_size = -{_CACHE}",
             "temp_store = MEMORY",
             "trusted_schema = OFF",
@@ -154,17 +170,13 @@ class SQLiteRows:
         # From here on this process alone writes.  A sync that failed may have left the log in the system's cache alone;
         # to copy it into the database as it is read would break the database, if power is cut before the log is synced.
         write_anew(f"{path}-wal")
-        version, application = self._number("user_version"), self._number("application_id")
-        tables = self._execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if tables and application != APPLICATION_ID:
-            raise ValueError(f"{path}: this is another program's database")
-        if version > len(_MIGRATIONS):
-            raise ValueError(f"{path}: it was written by a later version of protoframe, with schema {version}")
         for number, script in enumerate(_MIGRATIONS[version:], version + 1):
             for statement in filter(str.strip, script.split(";")):
                 self._execute(statement)
             self._execute(f"PRAGMA user_version = {number}")
-        self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        if application != APPLICATION_ID:
+            # As above; a disk that is full has no room for it.
+            self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self._execute("COMMIT")
         self.checkpoint()
         if check != "none":
@@ -191,8 +203,9 @@ class SQLiteRows:
         return self._number("freelist_count") * self._number("page_size")
 
     def shrink(self, pages: int) -> None:
-        """Gives pages without content back to the file system.  In a transaction or not."""
-        self._execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+        """Gives pages without content back to the file system.  Not in a transaction."""
+        # Not `execute`: that ends at the first page, for the statement has rows, but no columns.
+        self._database.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     # Transactions.
 
