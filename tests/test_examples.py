@@ -11,10 +11,11 @@ import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 import protoframe
-from protoframe import queue, reflection, service
+from protoframe import files, queue, reflection, service
 from protoframe.cli.main import pf
 from protoframe.cli.problems import STATUSES
 from protoframe.errors import Status
+from protoframe.servers import files as files_server
 from protoframe.servers import serve, upper
 from tests.examples import Broken, run_page
 from tests.processes import ROOT
@@ -84,7 +85,7 @@ class Pages(SynchronousTestCase):
         page = (DOCS / "api.md").read_text()
         documented = set(re.findall(r"^ *\.\. (?:auto|py:)\w+:: ([\w.]+)", page, re.MULTILINE))
         expected = {f"protoframe.{name}" for name in protoframe.__all__}
-        for module in (service, reflection, queue):
+        for module in (service, reflection, queue, files):
             expected |= {f"{module.__name__}.{name}" for name in module.__all__}
         self.assertEqual(expected - documented, set())
 
@@ -111,6 +112,11 @@ class Pages(SynchronousTestCase):
         statuses |= {64 + status for status in Status if status is not Status.DEADLINE_EXCEEDED}
         rows = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
         self.assertEqual(rows, statuses)
+
+    def test_the_page_of_files_has_every_option_of_its_server(self) -> None:
+        page = (DOCS / "files.md").read_text()
+        own = {f"--{name.rstrip('=')}" for name in set(files_server.Options().longOpt) - set(upper.Options().longOpt)}
+        self.assertEqual({name for name in own if name not in page}, set())
 
     def test_the_page_of_security_has_every_limit(self) -> None:
         page = (DOCS / "security.md").read_text()

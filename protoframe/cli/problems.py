@@ -35,7 +35,7 @@ PIPE = 141
 STATUSES = """\b
 Exit status:
   0    done
-  1    pf itself failed, such as on a full disk
+  1    pf itself failed, such as on a full disk or for want of a local file
   2    usage: what was typed cannot be
   7    could not connect, or what listens there does not speak protoframe
   28   timed out

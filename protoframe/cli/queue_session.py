@@ -94,8 +94,8 @@ def run_with_queue(
 async def _connected(reactor: Any, target: Target, settings: Settings) -> AsyncIterator[QueueClient]:
     from twisted.internet.defer import Deferred
 
-    from protoframe import Backoff, DeadlineExceeded, Error, Limits
-    from protoframe.cli.running import not_opened
+    from protoframe import Backoff, Limits
+    from protoframe.cli.running import opened_in_time
     from protoframe.queue import QueueClient
 
     limits = Limits(handshake_timeout=settings.timeout, close_timeout=_CLOSING)
@@ -106,26 +106,7 @@ async def _connected(reactor: Any, target: Target, settings: Settings) -> AsyncI
         )
     except ValueError as error:
         raise Problem(str(error), USAGE, "tcp:host:port, tls:host:port, udp:host:port or unix:path") from None
-    opening = Deferred.fromCoroutine(queue.__aenter__())
-    is_late = False
-
-    def give_up() -> None:
-        nonlocal is_late
-        is_late = True
-        opening.cancel()
-
-    timer = reactor.callLater(settings.timeout, give_up)
-    try:
-        await opening
-    except Error as error:
-        raise not_opened(error, target, settings) from None
-    except BaseException:
-        if is_late:
-            raise not_opened(DeadlineExceeded(), target, settings) from None
-        raise
-    finally:
-        if timer.active():
-            timer.cancel()
+    await opened_in_time(reactor, Deferred.fromCoroutine(queue.__aenter__()), target, settings)
     try:
         yield queue
     finally:

@@ -49,6 +49,7 @@ __all__ = [
     "converse",
     "in_thread",
     "not_opened",
+    "opened_in_time",
     "read_token",
     "refused",
     "run",
@@ -197,6 +198,32 @@ async def converse(
             yield connecting
         finally:
             await connecting.close()
+
+
+async def opened_in_time(reactor: Any, opening: Deferred[T], target: Target, settings: Settings) -> T:
+    """What a client's opening comes to, within `Settings.timeout`.
+
+    :raises Problem: it could not be opened, or not in time.
+    """
+    is_late = False
+
+    def give_up() -> None:
+        nonlocal is_late
+        is_late = True
+        opening.cancel()
+
+    timer = reactor.callLater(settings.timeout, give_up)
+    try:
+        return await opening
+    except Error as error:
+        raise not_opened(error, target, settings) from None
+    except BaseException:
+        if is_late:
+            raise not_opened(DeadlineExceeded(), target, settings) from None
+        raise
+    finally:
+        if timer.active():
+            timer.cancel()
 
 
 def run(

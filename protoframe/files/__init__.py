@@ -40,15 +40,17 @@ from protoframe.files._contract import (
     Whole,
 )
 from protoframe.files._names import split_path
-from protoframe.files._progress import Problem, Progress, Summary
+from protoframe.files._progress import Action, Change, Problem, Progress, Summary
 from protoframe.files._trees import Direction
 
 __all__ = [
     "FILES_LIMITS",
+    "Action",
     "Again",
     "Answer",
     "BadTransfer",
     "Block",
+    "Change",
     "CorruptCopy",
     "Digest",
     "DigestUnavailable",

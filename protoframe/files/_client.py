@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
@@ -17,7 +18,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from protoframe import Backoff, Client, Limits, RetryPolicy, Token, Unavailable
+from protoframe import Backoff, Client, DeadlineExceeded, Error, Limits, RetryPolicy, Token, Unavailable, remaining
 from protoframe.files._blocks import digest_function
 from protoframe.files._contract import (
     FILES_LIMITS,
@@ -30,7 +31,9 @@ from protoframe.files._contract import (
     Files,
     Got,
     Kind,
+    NoSuchPath,
     Offer,
+    Receipt,
     Source,
     Verified,
     Want,
@@ -38,7 +41,7 @@ from protoframe.files._contract import (
 from protoframe.files._copying import Receiver, Sender
 from protoframe.files._disk import Disk
 from protoframe.files._partial import Partial, clean_partials
-from protoframe.files._progress import Meter, Pace, Progress, Summary
+from protoframe.files._progress import Change, Meter, Pace, Progress, Summary
 from protoframe.files._source import SourceFile
 from protoframe.files._tree import Tree
 from protoframe.files._trees import Direction, TreeCopy
@@ -48,6 +51,9 @@ __all__ = ["FileClient"]
 _log = Logger(namespace="protoframe.files")
 
 T = TypeVar("T")
+
+#: Bytes that are read for one piece of disk work, of a file whose digest alone is wanted.
+_STRETCH = 8 * 1024 * 1024
 
 
 class FileClient:
@@ -147,6 +153,21 @@ class FileClient:
         """
         return await self.files.verify(path, self.digest)
 
+    async def verify_local(self, path: str, block_size: int = 0) -> Verified:
+        """The digest of a file of this end, as it is read from the disk now.
+
+        :param block_size: that of the digest; 0 for what is taken for a file of this size.
+        :raises OSError: it cannot be read.
+        :raises SourceChanged: it changed meanwhile.
+        :raises ValueError: a file of this size has no such blocks.
+        """
+        directory, name = _place(path, follow=True)
+        tree = Tree(directory)
+        try:
+            return await self.digest_of(tree, name, block_size)
+        finally:
+            tree.close()
+
     async def remove(self, path: str) -> None:
         """Removes a file of the server, or a directory that is empty."""
         await self.files.remove(path)
@@ -161,10 +182,11 @@ class FileClient:
 
     # Copies.
 
-    async def put(self, local: str, remote: str) -> Summary:
+    async def put(self, local: str, remote: str, *, by_digest: bool = False) -> Summary:
         """Copies a file, or a tree, to the server.
 
         :param remote: the path that it is to have there; of a tree it may be the root (``""``).
+        :param by_digest: whether a file that has the same contents there is left alone; of a tree see `sync`.
         :raises OSError: there is no such file here.
         :raises Error: a file could not be copied; of a tree, what could not is in the `Summary`.
         """
@@ -176,15 +198,17 @@ class FileClient:
         try:
             size = os.stat(local).st_size
             meter.files_total, meter.octets_total = 1, size
-            await self.put_file(tree, name, remote, meter)
+            if not by_digest or not await self._is_same(tree, name, remote, meter):
+                await self.put_file(tree, name, remote, meter)
         finally:
             tree.close()
         return meter.summary()
 
-    async def get(self, remote: str, local: str) -> Summary:
+    async def get(self, remote: str, local: str, *, by_digest: bool = False) -> Summary:
         """Copies a file, or a tree, from the server.
 
         :param local: the path that it is to have here; an existing directory is copied into only if it is a tree.
+        :param by_digest: whether a file that has the same contents here is left alone; of a tree see `sync`.
         :raises OSError: it cannot be written here.
         :raises Error: a file could not be copied; of a tree, what could not is in the `Summary`.
         """
@@ -197,7 +221,8 @@ class FileClient:
         try:
             meter.files_total, meter.octets_total = 1, entry.size
             await self.disk.run(clean_partials, tree, self.keep_partials)
-            await self.get_file(remote, tree, name, meter)
+            if not by_digest or not await self._is_same(tree, name, remote, meter):
+                await self.get_file(remote, tree, name, meter)
         finally:
             tree.close()
         return meter.summary()
@@ -210,14 +235,41 @@ class FileClient:
         direction: Direction = Direction.PUT,
         by_digest: bool = False,
         delete: bool = False,
+        dry_run: Callable[[Change], None] | None = None,
     ) -> Summary:
         """Makes one tree like the other, and copies only what differs.
 
+        What is at both ends and of another kind, a file here and a directory there, is a problem of the `Summary`.
+
         :param direction: which end is made like the other.
         :param by_digest: whether files of one size are compared by their contents, rather than by their times.
-        :param delete: whether what the other end has not is removed.
+        :param delete: whether what the other end has not is removed; nothing is where a directory of this end's source
+            could not be read.
+        :param dry_run: nothing is changed, and this is called with each change that would be made; the `Summary` counts
+            them as made.
         """
-        return await self._tree_copy(local, remote, direction, differing=True, by_digest=by_digest, delete=delete)
+        if dry_run is None:
+            return await self._tree_copy(local, remote, direction, differing=True, by_digest=by_digest, delete=delete)
+        meter = self._meter()
+        is_put = direction is Direction.PUT
+        with tempfile.TemporaryDirectory() as nothing:
+            is_there = await self._is_there(remote, meter) if is_put else _exists(local)
+            tree = Tree(local if is_put or is_there else nothing)
+            try:
+                copy = TreeCopy(
+                    self, tree, remote, direction, meter, by_digest=by_digest, delete=delete, dry_run=dry_run
+                )
+                await copy.run(differing=is_there)
+            finally:
+                tree.close()
+        return meter.summary(one=False)
+
+    async def _is_there(self, remote: str, meter: Meter) -> bool:
+        try:
+            await self.persist(lambda: self.stat(remote), meter)
+        except NoSuchPath:
+            return False
+        return True
 
     async def _tree_copy(
         self, local: str, remote: str, direction: Direction, *, differing: bool, by_digest: bool, delete: bool
@@ -233,12 +285,38 @@ class FileClient:
             await copy.run(differing=differing)
         finally:
             tree.close()
-        return meter.summary()
+        return meter.summary(one=False)
 
     def _meter(self) -> Meter:
         return Meter(self.reactor.seconds, self._observer)
 
     # One file, for trees too.
+
+    async def digest_of(self, tree: Tree, name: str, block_size: int = 0) -> Verified:
+        """The digest of a file of a tree of this end."""
+        source = await self.disk.run(lambda: SourceFile(tree.open_file(name), self.digest, block_size))
+        try:
+            nothing, index = bytearray(source.blocks.count), 0
+            while index < source.blocks.count:
+                _, index = await self.disk.run(source.stretch, index, nothing, _STRETCH)
+            whole = await self.disk.run(source.whole)
+        finally:
+            self.disk.run(source.close)
+        return Verified(whole, source.source.block_size, source.source.size, source.source.mtime_ns)
+
+    async def _is_same(self, tree: Tree, name: str, remote: str, meter: Meter) -> bool:
+        """Whether a file has the same contents at both ends; what there is of it is counted as skipped then."""
+        try:
+            theirs = await self.persist(lambda: self.verify(remote), meter)
+            ours = await self.digest_of(tree, name, theirs.block_size)
+        except (NoSuchPath, FileNotFoundError, ValueError):
+            # It is at one end only, or so much larger here that it can have no such blocks.
+            return False
+        if ours.digest != theirs.digest:
+            return False
+        meter.skipped += 1
+        meter.digest = theirs.digest
+        return True
 
     async def put_file(self, tree: Tree, name: str, remote: str, meter: Meter) -> None:
         """Copies one file to the server, through interruptions."""
@@ -247,7 +325,9 @@ class FileClient:
         meter.path = name
         try:
             # The digests that were computed are kept through interruptions, and computed again.
-            await self.persist(lambda: self._put_once(source, remote, counted), meter, lambda: counted.most)
+            meter.digest = await self.persist(
+                lambda: self._put_once(source, remote, counted), meter, lambda: counted.most
+            )
         except BaseException:
             counted.settle(0)
             raise
@@ -256,7 +336,7 @@ class FileClient:
         counted.settle(source.source.size)
         meter.done(name, source.source.size)
 
-    async def _put_once(self, source: SourceFile, remote: str, counted: _Counted) -> None:
+    async def _put_once(self, source: SourceFile, remote: str, counted: _Counted) -> bytes:
         facts = source.source
         sender = Sender(self.disk, source, pace=self.pace.take, sent=counted.moved)
         items = _Noted(sender.items())
@@ -278,20 +358,24 @@ class FileClient:
             raise BadTransfer("the server ended a copy without a receipt")
         if sender.receipt.digest != sender.whole:
             raise CorruptCopy("the server's receipt has another digest than the file")
+        return sender.whole
 
     async def get_file(self, remote: str, tree: Tree, name: str, meter: Meter) -> None:
         """Copies one file from the server, through interruptions."""
         counted = _Counted(meter)
         meter.path = name
         try:
-            size = await self.persist(lambda: self._get_once(remote, tree, name, counted), meter, lambda: counted.most)
+            receipt = await self.persist(
+                lambda: self._get_once(remote, tree, name, counted), meter, lambda: counted.most
+            )
         except BaseException:
             counted.settle(0)
             raise
-        counted.settle(size)
-        meter.done(name, size)
+        counted.settle(receipt.size)
+        meter.digest = receipt.digest
+        meter.done(name, receipt.size)
 
-    async def _get_once(self, remote: str, tree: Tree, name: str, counted: _Counted) -> int:
+    async def _get_once(self, remote: str, tree: Tree, name: str, counted: _Counted) -> Receipt:
         offered: Deferred[Receiver] = Deferred()
         answers = _Noted(_answers(offered))
         receiver: Receiver | None = None
@@ -314,7 +398,7 @@ class FileClient:
             except Exception:
                 if receiver is not None and receiver.receipt is not None and partial is not None:
                     # Only the end of the conversation about it is missing.
-                    return partial.source.size
+                    return receiver.receipt
                 if answers.error is not None and not isinstance(answers.error, CancelledError):
                     raise answers.error from None
                 raise
@@ -331,7 +415,7 @@ class FileClient:
                 await self.disk.run(partial.close)
         if receiver is None or receiver.receipt is None or partial is None:
             raise BadTransfer("the server ended a copy before it was whole")
-        return partial.source.size
+        return receiver.receipt
 
     async def persist(
         self,
@@ -349,15 +433,27 @@ class FileClient:
         while True:
             try:
                 return await attempt()
-            except Unavailable as error:
+            except Error as error:
+                if not self.is_cut_off(error):
+                    raise
                 now = progress()
                 failures = 1 if now > before else failures + 1
                 before = max(now, before)
                 if failures >= self._tries or not self._client.running:
-                    raise
+                    if isinstance(error, Unavailable):
+                        raise
+                    raise Unavailable(error.message) from None
                 meter.interruptions += 1
                 _log.debug("a copy is cut off, and goes on: {error}", error=error)
             await self.reconnected(failures)
+
+    @staticmethod
+    def is_cut_off(error: Error) -> bool:
+        """Whether something failed because the connection was lost, or there is no server for a while."""
+        # A call waits for a server no longer than for an answer; whoever surrounds it with a deadline has that.
+        return isinstance(error, Unavailable) or (
+            isinstance(error, DeadlineExceeded) and not error.may_have_run and remaining() is None
+        )
 
     async def reconnected(self, failures: int) -> None:
         """Waits before the next try, and for a server."""
@@ -368,9 +464,10 @@ class FileClient:
         await waiting
         try:
             await self._client.whenConnected()
-        except Unavailable:
+        except Error as error:
+            if not self.is_cut_off(error):
+                raise
             # The next attempt says so.
-            return
 
 
 class _Counted:
@@ -444,6 +541,10 @@ def _wanted_size(want: Want, source: Source) -> int:
 
 def _is_directory(path: str) -> bool:
     return os.path.isdir(path)
+
+
+def _exists(path: str) -> bool:
+    return os.path.lexists(path)
 
 
 def _place(path: str, *, follow: bool) -> tuple[str, str]:

@@ -289,6 +289,7 @@ class Verified(Struct, frozen=True):
 
 # Within `Files` the name `list` is that of a method.
 Paths = list[str]
+Digests = list[bytes]
 Outcomes = list[Outcome]
 
 _READING = [NoSuchPath, DigestUnavailable, SourceChanged, BadTransfer]
@@ -349,6 +350,14 @@ class Files(Protocol):
         """The digest of a file, read from the disk now.
 
         :param block_size: that of the digest; 0 for what the server takes for a file of this size.
+        """
+        raise NotImplementedError
+
+    @request(idempotent=True, raises=[DigestUnavailable, BadTransfer], timeout=60.0)
+    async def verify_many(self, paths: Paths, digest: Digest = Digest.SHA256) -> Digests:
+        """The digests of small files, 1024 at the most, in the order of the paths.
+
+        Empty for one that cannot be had, is larger than 64 KiB, or changes meanwhile: `verify` says why.
         """
         raise NotImplementedError
 

@@ -5,6 +5,7 @@ Knows numbers and the time that it is given; no files and no connections.
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,9 @@ from msgspec import Struct
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-__all__ = ["Meter", "Pace", "Problem", "Progress", "Summary"]
+from protoframe import Error, Status
+
+__all__ = ["Action", "Change", "Meter", "Pace", "Problem", "Progress", "Summary"]
 
 #: Seconds between two reports, and those over which a rate is measured.
 _REPORT = 0.1
@@ -49,11 +52,33 @@ class Problem(Struct, frozen=True):
     :ivar path: relative to the tree, or as it was given.
     :ivar error: the class of the error.
     :ivar reason: for people.
+    :ivar status: that of the error; ``None`` where this end's disk or file system failed.
     """
 
     path: str
     error: str
     reason: str
+    status: Status | None = None
+
+
+class Action(enum.Enum):
+    """What is done about a difference of two trees."""
+
+    COPY = "copy"
+    MAKE = "mkdir"
+    REMOVE = "remove"
+
+
+class Change(Struct, frozen=True):
+    """A difference of two trees.
+
+    :ivar path: relative to the trees.
+    :ivar size: bytes; 0 for a directory.
+    """
+
+    action: Action
+    path: str
+    size: int
 
 
 class Summary(Struct, frozen=True):
@@ -69,6 +94,7 @@ class Summary(Struct, frozen=True):
     :ivar seconds: how long it took.
     :ivar failed: how many could not be copied.
     :ivar problems: these, or the first thousand of them.
+    :ivar digest: of one file, its whole digest, as verified at the receiving end; empty for a tree.
     """
 
     files: int
@@ -81,6 +107,7 @@ class Summary(Struct, frozen=True):
     seconds: float
     failed: int
     problems: list[Problem]
+    digest: bytes = b""
 
 
 class Meter:
@@ -110,6 +137,7 @@ class Meter:
         self.interruptions = 0
         self.failed = 0
         self.problems: list[Problem] = []
+        self.digest = b""
 
     def move(self, octets: int) -> None:
         """So many bytes go over the network."""
@@ -131,8 +159,9 @@ class Meter:
         """A file is not copied."""
         self.failed += 1
         if len(self.problems) < _MOST_PROBLEMS:
-            reason = str(error) or type(error).__name__
-            self.problems.append(Problem(path, type(error).__name__, reason))
+            status = error.status if isinstance(error, Error) else None
+            reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+            self.problems.append(Problem(path, type(error).__name__, reason, status))
 
     def tell(self, *, now: bool = False) -> None:
         """Tells the observer, if it is time."""
@@ -160,8 +189,11 @@ class Meter:
             )
         )
 
-    def summary(self) -> Summary:
-        """What it came to."""
+    def summary(self, *, one: bool = True) -> Summary:
+        """What it came to.
+
+        :param one: whether it was one file.
+        """
         self.tell(now=True)
         return Summary(
             files=self.files,
@@ -174,6 +206,7 @@ class Meter:
             seconds=self._clock() - self._began,
             failed=self.failed,
             problems=self.problems,
+            digest=self.digest if one else b"",
         )
 
 

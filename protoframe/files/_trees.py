@@ -33,10 +33,10 @@ from protoframe.files._contract import (
 )
 from protoframe.files._copying import Bell
 from protoframe.files._disk import Disk
-from protoframe.files._progress import Meter
+from protoframe.files._progress import Action, Change, Meter
 from protoframe.files._small import SMALL, BatchWriter, read_small
-from protoframe.files._source import SourceFile
 from protoframe.files._tree import Tree
+from protoframe.files._verifying import small_digests
 
 if TYPE_CHECKING:
     from protoframe.files._client import FileClient
@@ -101,9 +101,12 @@ class _Queue:
         return taken
 
 
-async def walk(disk: Disk, tree: Tree, path: str = "") -> AsyncIterator[Entry]:
-    """What is below a directory of this end, in the order of `Files.list`."""
-    waiting = [iter(await disk.run(tree.names, path))]
+async def walk(disk: Disk, tree: Tree, unreadable: Callable[[str, OSError], None]) -> AsyncIterator[Entry]:
+    """What is below a tree of this end, in the order of `Files.list`.
+
+    :param unreadable: called with each directory that cannot be read, and why.
+    """
+    waiting = [iter(await disk.run(tree.names, ""))]
     while waiting:
         entry = next(waiting[-1], None)
         if entry is None:
@@ -113,8 +116,11 @@ async def walk(disk: Disk, tree: Tree, path: str = "") -> AsyncIterator[Entry]:
         if entry.kind is Kind.DIRECTORY:
             try:
                 waiting.append(iter(await disk.run(tree.names, entry.path)))
-            except OSError:
+            except FileNotFoundError:
+                # It is gone meanwhile.
                 continue
+            except OSError as error:
+                unreadable(entry.path, error)
 
 
 class TreeCopy:
@@ -126,6 +132,7 @@ class TreeCopy:
     :param meter: counts.
     :param by_digest: whether files of one size are compared by their contents.
     :param delete: whether what the source has not is removed.
+    :param dry_run: called with each change, instead of that it is made.
     """
 
     def __init__(
@@ -138,6 +145,7 @@ class TreeCopy:
         *,
         by_digest: bool,
         delete: bool,
+        dry_run: Callable[[Change], None] | None = None,
     ) -> None:
         self._client = client
         self._disk = client.disk
@@ -148,9 +156,12 @@ class TreeCopy:
         self._meter = meter
         self._by_digest = by_digest
         self._delete = delete
+        self._dry_run = dry_run
+        self._unread = False
         self._small = _Queue()
         self._large = _Queue()
         self._compare = _Queue()
+        self._compare_small = _Queue()
         self._extra: list[Entry] = []
         self._found_files = 0
         self._found_octets = 0
@@ -160,19 +171,20 @@ class TreeCopy:
 
         :raises Error: the tree cannot be listed, or the server is gone.
         """
-        if self._is_put and self._remote:
+        if self._is_put and self._remote and self._dry_run is None:
             await self._client.persist(lambda: self._client.mkdir(self._remote, parents=True), self._meter)
         parts = [self._copy_small(), *(self._copy_large() for _ in range(self._client.at_once))]
         if self._by_digest:
             parts += [self._compare_digests() for _ in range(self._client.at_once)]
-        comparing = self._client.at_once if self._by_digest else 0
+            parts += [self._compare_small_digests() for _ in range(self._client.at_once)]
+        comparing = 2 * self._client.at_once if self._by_digest else 0
         running = [Deferred.fromCoroutine(part) for part in parts]
         listing = Deferred.fromCoroutine(self._list(differing=differing))
         failed: list[BaseException] = []
 
         def stop(failure: Any) -> None:
             failed.append(failure.value)
-            for queue in (self._small, self._large, self._compare):
+            for queue in (self._small, self._large, self._compare, self._compare_small):
                 queue.fail(failure.value)
             for one in (*running, listing):
                 one.cancel()
@@ -181,6 +193,7 @@ class TreeCopy:
             one.addErrback(stop)
         await listing
         self._compare.end()
+        self._compare_small.end()
         for one in running[len(running) - comparing :] if comparing else []:
             await one
         self._small.end()
@@ -230,7 +243,7 @@ class TreeCopy:
             if target is None:
                 await self._make_directory(source.path)
         elif target is not None and target.size == source.size and self._by_digest:
-            await self._compare.add(source)
+            await (self._compare_small if source.size <= SMALL else self._compare).add(source)
         elif target is not None and (target.size, target.mtime_ns) == (source.size, source.mtime_ns):
             self._meter.skipped += 1
         else:
@@ -239,9 +252,16 @@ class TreeCopy:
     async def _copy(self, entry: Entry) -> None:
         self._found_files += 1
         self._found_octets += entry.size
+        if self._dry_run is not None:
+            self._dry_run(Change(Action.COPY, entry.path, entry.size))
+            self._meter.done(entry.path, entry.size)
+            return
         await (self._small if entry.size <= SMALL else self._large).add(entry)
 
     async def _make_directory(self, path: str) -> None:
+        if self._dry_run is not None:
+            self._dry_run(Change(Action.MAKE, path, 0))
+            return
         try:
             if self._is_put:
                 await self._client.persist(lambda: self._client.mkdir(self._prefix + path, parents=True), self._meter)
@@ -253,7 +273,11 @@ class TreeCopy:
             self._meter.problem(path, error)
 
     def _ours(self) -> AsyncIterator[Entry]:
-        return walk(self._disk, self._tree)
+        return walk(self._disk, self._tree, self._unreadable)
+
+    def _unreadable(self, path: str, error: OSError) -> None:
+        self._meter.problem(path, error)
+        self._unread = True
 
     async def _theirs(self) -> AsyncIterator[Entry]:
         """The listing of the server, gone on with where it was cut off."""
@@ -273,9 +297,9 @@ class TreeCopy:
             try:
                 async for entry in rest():
                     yield Entry(entry.path[len(self._prefix) :], entry.kind, entry.size, entry.mtime_ns, entry.mode)
-            except Unavailable:
+            except Error as error:
                 tries = 0 if last is not before else tries + 1
-                if tries >= 10:
+                if tries >= 10 or not self._client.is_cut_off(error):
                     raise
                 await self._client.reconnected(tries + 1)
             else:
@@ -288,31 +312,43 @@ class TreeCopy:
                 theirs = await self._client.persist(
                     partial(self._client.verify, self._prefix + entry.path), self._meter
                 )
-                ours = await self._digest(entry.path, theirs.block_size)
+                ours = await self._client.digest_of(self._tree, entry.path, theirs.block_size)
             except Unavailable:
                 raise
-            except (Error, OSError) as error:
+            except (Error, OSError, ValueError) as error:
                 self._meter.problem(entry.path, error)
                 continue
-            if ours == theirs.digest:
+            if ours.digest == theirs.digest:
                 self._meter.skipped += 1
             else:
                 await self._copy(entry)
 
-    async def _digest(self, path: str, block_size: int) -> bytes:
-        source = await self._disk.run(lambda: SourceFile(self._tree.open_file(path), self._client.digest, block_size))
-        try:
-            nothing, index = bytearray(source.blocks.count), 0
-            while index < source.blocks.count:
-                _, index = await self._disk.run(source.stretch, index, nothing, 8 * 1024 * 1024)
-            return await self._disk.run(source.whole)
-        finally:
-            self._disk.run(source.close)
+    async def _compare_small_digests(self) -> None:
+        digest = self._client.digest
+        while some := await self._compare_small.take(_PIECE):
+            paths = [entry.path for entry in some]
+            there = [self._prefix + path for path in paths]
+            ask = partial(self._client.files.verify_many, there, digest)
+            theirs = await self._client.persist(ask, self._meter)
+            ours = await self._disk.run(small_digests, self._tree, paths, digest)
+            if len(theirs) != len(ours):
+                raise BadTransfer("the server has digests of more or fewer files than it was asked for")
+            for entry, one, other in zip(some, ours, theirs, strict=True):
+                if one and one == other:
+                    self._meter.skipped += 1
+                else:
+                    # If there is no digest because there is no file any more, the copy finds out.
+                    await self._copy(entry)
 
     async def _remove_extra(self) -> None:
+        if self._unread and self._is_put:
+            # What is in a directory that could not be read would be taken for what is not there.
+            return
         for entry in reversed(self._extra):
             try:
-                if self._is_put:
+                if self._dry_run is not None:
+                    self._dry_run(Change(Action.REMOVE, entry.path, entry.size))
+                elif self._is_put:
                     await self._client.persist(partial(self._client.remove, self._prefix + entry.path), self._meter)
                 else:
                     await self._disk.run(self._tree.remove, entry.path)

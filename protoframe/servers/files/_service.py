@@ -43,13 +43,14 @@ from protoframe.files import (
 )
 from protoframe.files._batches import Batches
 from protoframe.files._blocks import is_block_size, transfer_key
-from protoframe.files._contract import Outcomes, Paths
+from protoframe.files._contract import Digests, Outcomes, Paths
 from protoframe.files._copying import Receiver, Sender, pump
 from protoframe.files._disk import Disk
 from protoframe.files._partial import Partial, clean_partials, unfinished
 from protoframe.files._small import BatchWriter, read_small
 from protoframe.files._source import SourceFile
 from protoframe.files._tree import Tree, size_at
+from protoframe.files._verifying import small_digests
 from protoframe.servers.files._access import Access, Quota
 
 __all__ = ["FilesFactory", "FilesService"]
@@ -350,6 +351,16 @@ class FilesService(Files):
             self._disk.run(source.close)
         facts = source.source
         return Verified(whole, facts.block_size, facts.size, facts.mtime_ns)
+
+    async def verify_many(self, paths: Paths, digest: Digest = Digest.SHA256) -> Digests:
+        """The digests of small files, read from the disk now."""
+        if len(paths) > _MOST_PATHS:
+            raise BadTransfer(f"{_MOST_PATHS} paths may be asked for at a time")
+        permissions = _permissions()
+        may_read = self._store.access.may_read
+        allowed = [path for path in paths if (parts := split_path(path)) and may_read(parts, permissions)]
+        found = dict(zip(allowed, await self._disk.run(small_digests, self._tree, allowed, digest), strict=True))
+        return [found.get(path, b"") for path in paths]
 
     async def remove(self, path: str) -> None:
         """Removes a file, or a directory that is empty."""
