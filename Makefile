@@ -56,7 +56,7 @@ soak: export PROTOFRAME_CUTS ?= 5000
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest -o faulthandler_timeout=3600 tests/test_seeds.py tests/test_client_seeds.py tests/test_client_processes.py \
 		tests/test_datagrams_hostile.py tests/test_power_cut.py tests/test_queue_power.py \
-		tests/test_queue_processes.py tests/test_queue_disks.py tests/queue/test_store_model.py tests/files
+		tests/test_queue_processes.py tests/test_queue_disks.py tests/queues/test_store_model.py tests/files
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -247,14 +248,17 @@ async def conversation(where: str, name: str) -> list[Any]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may be somebody else")
-def test_the_directory_belongs_to_whom_the_server_becomes(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    # Of the directories above, pytest makes some that are root's alone.
-    for directory in [home, *home.parents][:4]:
-        directory.chmod(0o755)
-    home.chmod(0o777)
+def test_the_directory_belongs_to_whom_the_server_becomes() -> None:
+    # Not below pytest's, which are root's alone.
+    with TemporaryDirectory() as made:
+        home = Path(made)
+        home.chmod(0o777)
+        owners = owners_of_data(home)
+    assert owners == {65534}
+
+
+def owners_of_data(home: Path) -> set[int]:
+    """Whose the data is of a server that becomes nobody."""
     with server(home, "--uid", "65534", "pf-queue", "--data", str(home / "data"), *LISTEN) as running:
         assert running.terminate() == 0
-    owners = {path.stat().st_uid for path in [home / "data", *(home / "data").iterdir()]}
-    assert owners == {65534}
+    return {path.stat().st_uid for path in [home / "data", *(home / "data").iterdir()]}

@@ -163,12 +163,14 @@ class MemoryRows:
             self._rows[identifier].leases += 1
         self.change(ids, LEASED, due)
 
-    def change(self, ids: Sequence[int], state: int, due: float | None, unseen: int = 0) -> None:
+    def change(self, ids: Sequence[int], state: int, due: float | None, *, unseen: bool = False) -> None:
         for identifier in ids:
             row = self._rows[identifier]
             self._leave(row)
             row.state, row.due = state, due
-            row.unseen += unseen
+            if unseen and row.unseen_at != row.leases:
+                row.unseen += 1
+                row.unseen_at = row.leases
             self._enter(row)
         self._tidy()
 
@@ -280,6 +282,7 @@ def _copied(row: Row) -> Row:
         row.due,
         row.leases,
         row.unseen,
+        row.unseen_at,
         row.expires,
         row.key,
         row.size,

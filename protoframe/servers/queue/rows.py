@@ -52,6 +52,7 @@ class Row(msgspec.Struct):
     :ivar due: when the lease or the delay ends.
     :ivar leases: how often it was given to a consumer.
     :ivar unseen: how often of these nobody looked at it.
+    :ivar unseen_at: the last of these.
     :ivar expires: when it does.
     :ivar key: where the last value of each is kept.
     :ivar size: octets of body and properties.
@@ -67,6 +68,7 @@ class Row(msgspec.Struct):
     due: float | None
     leases: int
     unseen: int
+    unseen_at: int
     expires: float | None
     key: str | None
     size: int
@@ -191,8 +193,11 @@ class Rows(typing.Protocol):
         """A consumer has them, once more."""
         ...
 
-    def change(self, ids: Sequence[int], state: int, due: float | None, unseen: int = 0) -> None:
-        """Sets their state, and adds to how often they were not looked at."""
+    def change(self, ids: Sequence[int], state: int, due: float | None, *, unseen: bool = False) -> None:
+        """Sets their state.
+
+        :param unseen: counts their last lease as one in which nobody looked at them; once, however often it is said.
+        """
         ...
 
     def ready(self, group: int) -> Iterator[Row]:

@@ -374,7 +374,7 @@ class Rules:
         expires = None
         if message.ttl is not None or settings.message_ttl is not None:
             expires = _earliest(now, message.ttl, settings.message_ttl)
-        return Row(0, 0, rank, state, due, 0, 0, expires, key, size, now, properties, message.body)
+        return Row(0, 0, rank, state, due, 0, 0, 0, expires, key, size, now, properties, message.body)
 
     def _news(
         self, queue: QueueRecord, messages: Sequence[Message], rows: list[Row], now: float
@@ -530,7 +530,7 @@ class Rules:
         rank = -properties.priority if settings.order is Order.PRIORITY else 0
         expires = _earliest(now, settings.message_ttl)
         size = len(octets) + len(body)
-        return Row(letters.sequence, 0, rank, READY, None, 0, 0, expires, None, size, row.published, octets, body)
+        return Row(letters.sequence, 0, rank, READY, None, 0, 0, 0, expires, None, size, row.published, octets, body)
 
     # Taking.
 
@@ -673,10 +673,8 @@ class Rules:
             state, due = (DELAYED, now + verdict.delay) if verdict.delay else (READY, None)
             for row in back:
                 self._moved(group, row, state)
-            # A lease that has ended already was counted as seen, or is counted as unseen.
-            unseen = [row.id for row in back if is_unseen and row.state == LEASED]
-            self._rows.change(unseen, state, due, unseen=1)
-            self._rows.change([row.id for row in back if not is_unseen or row.state != LEASED], state, due)
+            # That may be said when the lease has ended, of a connection that was lost.
+            self._rows.change([row.id for row in back], state, due, unseen=is_unseen)
             if due is None:
                 self._woken.add((queue.name, group.name))
             else:

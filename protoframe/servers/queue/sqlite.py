@@ -55,6 +55,7 @@ CREATE TABLE message (
     due REAL,
     leases INTEGER NOT NULL,
     unseen INTEGER NOT NULL,
+    unseen_at INTEGER NOT NULL,
     expires REAL,
     key TEXT,
     size INTEGER NOT NULL,
@@ -79,8 +80,8 @@ CREATE INDEX dedup_expires ON dedup (expires);
 #: What turns a database of one version of the schema into one of the next, from the first on.
 _MIGRATIONS: tuple[str, ...] = (_SCHEMA,)
 
-_COLUMNS = "id, consumer_group, rank, state, due, leases, unseen, expires, key, size, published, properties"
-_VALUES = "(" + ", ".join("?" * 13) + ")"
+_COLUMNS = "id, consumer_group, rank, state, due, leases, unseen, unseen_at, expires, key, size, published, properties"
+_VALUES = "(" + ", ".join("?" * 14) + ")"
 #: The highest number of a group, with which its messages' numbers still are SQLite's: 64 bits, and a sign.
 _LAST_GROUP = (1 << 63 - SEQUENCE_BITS) - 1
 
@@ -303,6 +304,7 @@ class SQLiteRows:
                         row.due,
                         row.leases,
                         row.unseen,
+                        row.unseen_at,
                         row.expires,
                         row.key,
                         row.size,
@@ -333,10 +335,11 @@ class SQLiteRows:
             statement = f"UPDATE message SET state = {LEASED}, due = ?, leases = leases + 1 WHERE id IN ({marks})"
             self._execute(statement, (due, *part))
 
-    def change(self, ids: Sequence[int], state: int, due: float | None, unseen: int = 0) -> None:
+    def change(self, ids: Sequence[int], state: int, due: float | None, *, unseen: bool = False) -> None:
+        counted = ", unseen = unseen + (unseen_at <> leases), unseen_at = leases" if unseen else ""
         for part, marks in _parts(ids):
-            statement = f"UPDATE message SET state = ?, due = ?, unseen = unseen + ? WHERE id IN ({marks})"
-            self._execute(statement, (state, due, unseen, *part))
+            statement = f"UPDATE message SET state = ?, due = ?{counted} WHERE id IN ({marks})"
+            self._execute(statement, (state, due, *part))
 
     def ready(self, group: int) -> Iterator[Row]:
         statement = (

@@ -31,7 +31,7 @@ from protoframe.servers.queue.rules import Rules
 from protoframe.servers.queue.selector import Selector
 from protoframe.servers.queue.sqlite import SQLiteRows
 from protoframe.servers.queue.store import Action, Verdict
-from tests.queue.model import DELAYED, LEASED, READY, Model, tags_of
+from tests.queues.model import DELAYED, LEASED, READY, Model, tags_of
 
 WALKS = max(12, int(os.environ.get("PROTOFRAME_SEEDS", "0")) // 2)
 

@@ -40,6 +40,7 @@ class Item:
     due: float | None = None
     lease: int = 0
     unseen: int = 0
+    unseen_at: int = 0
     reason: str = ""
     origin: tuple[str, str, int] | None = None
 
@@ -312,7 +313,9 @@ class Model:
             group.items = [item for item in group.items if item not in old]
             back = [item for item in back if item not in old]
         for item in back:
-            item.unseen += is_unseen and item.state == LEASED
+            if is_unseen and item.unseen_at != item.lease:
+                item.unseen += 1
+                item.unseen_at = item.lease
             item.state, item.due = (DELAYED, self.now + delay) if delay else (READY, None)
         if back and not delay:
             self.woken.add((queue.name, label))
