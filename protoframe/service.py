@@ -155,6 +155,8 @@ class ServerService(Service):
         self._factory = factory
         self._options = options
         self._ports: list[IListeningPort] = []
+        # Where it listens, and has not said so yet.
+        self._unsaid: list[str] = []
         self._starting = False
         self._broken = False
 
@@ -187,6 +189,9 @@ class ServerService(Service):
             raise SystemExit(1)
         self._starting = False
         super().startService()
+        for where in self._unsaid:
+            self._say(where)
+        self._unsaid.clear()
         from twisted.internet import reactor
 
         running: Any = reactor
@@ -219,6 +224,12 @@ class ServerService(Service):
 
     def _listening(self, port: IListeningPort, where: str) -> None:
         self._ports.append(port)
+        if self.running:
+            self._say(where)
+        else:
+            self._unsaid.append(where)
+
+    def _say(self, where: str) -> None:
         _log.info("serving {protocols} at {where}", where=where, protocols=", ".join(self._names()))
 
     def _names(self) -> list[str]:
