@@ -43,10 +43,10 @@ $(DEMO_INSTALLED): setup.cfg pyproject.toml
 demo: $(DEMO_INSTALLED)
 	@tools/demo.sh $(DEMO_VENV)/bin
 
-# trial runs what is trial's; pytest runs that too, and all the rest.
+# trial runs what is trial's; pytest runs that too, and all the rest, in as many processes as there are cores.
 test: $(INSTALLED)
 	$(BIN)/trial tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # As much more of what is left to chance as one has patience for.
 soak: export PROTOFRAME_SEEDS ?= 5000
