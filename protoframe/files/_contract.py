@@ -67,7 +67,7 @@ __all__ = [
 MIB = 1024 * 1024
 
 #: What both ends of `Files` take: a few blocks of one stream, and of several copies at once.
-FILES_LIMITS = Limits(stream_credit=4 * MIB, connection_credit=16 * MIB, max_unread=24 * MIB)
+FILES_LIMITS = Limits(stream_credit=8 * MIB, connection_credit=16 * MIB, max_unread=24 * MIB)
 
 #: Seconds that the digest of a large file may take where the caller sets no deadline.
 _LONG = 24 * 3600.0

@@ -268,7 +268,7 @@ class Receiver:
                 else:
                     batch.append(item)
             if batch:
-                again, octets = await self._take(batch)
+                again, octets = await self._disk.run(self._partial.take, batch)
                 self._octets -= octets
                 self._room.ring()
                 if octets:
@@ -284,20 +284,6 @@ class Receiver:
                     self._count_round()
                     yield Again(again)
         yield self.receipt
-
-    async def _take(self, batch: list[Sent]) -> tuple[list[int], int]:
-        """Has what came written down, in two threads where there is enough."""
-        half = len(batch) // 2
-        if half < 2 or not self._disk.threads:
-            return await self._disk.run(self._partial.take, batch)
-        other = self._disk.run(self._partial.take, batch[half:])
-        try:
-            again, octets = await self._disk.run(self._partial.take, batch[:half])
-        except BaseException:
-            other.addErrback(lambda _: None)
-            raise
-        more, octets_more = await other
-        return again + more, octets + octets_more
 
     async def _finish(self, whole: Whole) -> list[int]:
         """Everything was sent: which blocks are wanted again, or the file is in its place."""
