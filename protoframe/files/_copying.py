@@ -261,12 +261,15 @@ class Receiver:
                 await self._bell.wait()
             batch: list[Sent] = []
             whole: Whole | None = None
-            while self._queue and whole is None:
+            octets = 0
+            # Not all that came: the sending end is to send, for what it is told of now, while the rest is written.
+            while self._queue and whole is None and octets < _STRETCH:
                 item = self._queue.popleft()
                 if isinstance(item, Whole):
                     whole = item
                 else:
                     batch.append(item)
+                    octets += len(item.data) if isinstance(item, Block) else 0
             if batch:
                 again, octets = await self._disk.run(self._partial.take, batch)
                 self._octets -= octets
