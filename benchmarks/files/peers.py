@@ -139,8 +139,8 @@ COPIERS = {
             "",
             ("protoframe", "twisted", "msgspec"),
             "`twistd pf-files` and `FileClient.put` and `get` over TCP, with their defaults. It verifies SHA-256 of"
-            " each block and of the whole, as read from the source and as read back from the receiving file, and tells of a"
-            " copy only when it is durable (`fsync`; `syncfs` for small files) and in its place.",
+            " each block and of the whole, as read from the source and as read back from the receiving file, and tells"
+            " of a copy only when it is durable (`fsync`; `syncfs` for small files) and in its place.",
             serve=_protoframe_server("tcp"),
             copy=_protoframe_copy("tcp"),
         ),
@@ -175,8 +175,8 @@ COPIERS = {
             "",
             (),
             "An `sshd` with throw-away keys, its default cipher and no compression; `scp -r -p`, of trees with a tenth"
-            " of the files. What is on the way is authenticated; what is read and written is not verified, and nothing is"
-            " made durable.",
+            " of the files. What is on the way is authenticated; what is read and written is not verified, and nothing"
+            " is made durable.",
             (("scp", "openssh-client"), ("sshd", "openssh-server")),
             serve=_ssh_server,
             copy=_scp,

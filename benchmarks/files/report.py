@@ -104,7 +104,8 @@ this page, so do not edit it.
 
 Numbers of one machine say little about another: read the ratios. Both ends are processes on the loopback interface,
 with their files on one file system. Programs take turns, round after round and another first in each; each copy has a
-server and directories of its own, which are removed outside the timing, and before each everything is on the disk.
+server and directories of its own, and before each everything is on the disk. Large files are removed after each copy,
+outside the timing, and trees at the end: after many files were removed, ext4 makes new ones slowly for a while.
 What is copied has just been written, so it is in memory. The time of rsync and scp is that of the command; that of
 protoframe is from before its client connects to the summary, without the start of an interpreter (0.3 seconds). A
 ratio is protoframe's figure divided by the other's in the same round; what is shown of all rounds is the median, the
