@@ -222,7 +222,7 @@ class Want(Struct, frozen=True, gc=False, tag="want", array_like=True):
 
 
 class Got(Struct, frozen=True, gc=False, tag="got", array_like=True):
-    """So many bytes of blocks were dealt with: written down, or found wrong."""
+    """So many bytes of blocks were written down; whether they came right is seen when they are read from the disk."""
 
     octets: int
 

@@ -33,7 +33,7 @@ from protoframe.files._source import SourceFile
 
 __all__ = ["Bell", "Receiver", "Sender", "pump"]
 
-#: Bytes that are read for one piece of disk work.
+#: Bytes that are read, or written, in one piece of disk work.
 _STRETCH = 1024 * 1024
 #: Bytes that are verified in one piece of disk work.
 _SLICE = 32 * 1024 * 1024
