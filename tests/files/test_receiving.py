@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import shutil
+import tempfile
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -28,8 +29,8 @@ class ReceiverTests(SynchronousTestCase):
     """A file of 4 MiB comes, all of it before the first block is written."""
 
     def setUp(self) -> None:
-        directory = self.mktemp()
-        os.mkdir(directory)
+        directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, directory)
         self.tree = Tree(directory)
         self.addCleanup(self.tree.close)
         self.partial = Partial(self.tree, "file", Source(SIZE, 10**18, 0o644, BLOCK, Digest.SHA256))
