@@ -11,7 +11,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 DEMO_INSTALLED = $(DEMO_VENV)/.installed
 
-.PHONY: help venv demo test soak quality bench bench-queues lossy docs clean
+.PHONY: help venv demo test soak quality bench bench-queues bench-files lossy docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make quality   lint, format, types, documentation"
 	@echo "make bench     protoframe beside its peers: a table, and docs/benchmarks.md; takes a quarter of an hour"
 	@echo "make bench-queues  pf-queue beside RabbitMQ, NATS and Redis, and docs/queue-benchmarks.md; takes ten minutes"
+	@echo "make bench-files   pf-files beside rsync and scp, and docs/files-benchmarks.md; takes a quarter of an hour"
 	@echo "make soak      the tests of chance and of hostile datagrams for many minutes"
 	@echo "make lossy     calls over a link that loses packets; needs root, ip and iptables"
 	@echo "make docs      the documentation, in docs/_build/html"
@@ -72,6 +73,9 @@ bench: $(INSTALLED)
 bench-queues: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python -m benchmarks.queues --docs
+
+bench-files: $(INSTALLED)
+	$(BIN)/python -m benchmarks.files --docs
 
 # 77 says that there can be no network of its own here.
 lossy: $(INSTALLED)

@@ -38,6 +38,8 @@ class Kind(enum.Enum):
     START = "start"  # programs that begin and end
     PUBLISH = "publish"  # messages to a queue, durable when they are answered
     CONSUME = "consume"  # messages from a queue, each acknowledged
+    COPY = "copy"  # MiB of one file
+    TREE = "tree"  # small files of a tree
 
 
 #: How a figure of each kind is told.
@@ -50,6 +52,8 @@ UNITS = {
     Kind.START: "ms",
     Kind.PUBLISH: "messages/s",
     Kind.CONSUME: "messages/s",
+    Kind.COPY: "MB/s",
+    Kind.TREE: "files/s",
 }
 
 

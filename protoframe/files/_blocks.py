@@ -37,7 +37,7 @@ KIB = 1024
 SMALLEST_BLOCK = 16 * KIB
 LARGEST_BLOCK = 2048 * KIB
 #: A file has so many blocks, where the bounds of their size allow: what is sent again is then a small part of it.
-_BLOCKS = 4096
+_BLOCKS = 2048
 
 DIGEST_SIZE = 32
 #: Some 70 MB are held for the digests of its blocks.
@@ -65,9 +65,9 @@ def digest_function(digest: Digest) -> DigestFunction:
 
 
 def block_size_for(size: int) -> int:
-    """The size of the blocks of a file: a power of two from 16 KiB to 2 MiB, so that there are 4096 or fewer if can be.
+    """The size of the blocks of a file: a power of two from 16 KiB to 2 MiB, so that there are 2048 or fewer if can be.
 
-    From 4 GiB on there are more, of 1 MiB, and from 64 GiB on of 2 MiB.
+    From 2 GiB on there are more, of 1 MiB, and from 64 GiB on of 2 MiB.
     """
     if size > 64 * KIB**3:
         return LARGEST_BLOCK
@@ -92,10 +92,10 @@ def window_for(size: int, block_size: int, attempts: int) -> int:
 
     What is on the way when an attempt is cut off is sent again.  Each attempt may lose a quarter of what is left of
     four hundredths of the file, so that however many there are they do not lose more; but the window is never less
-    than two blocks, nor more than 4 MiB.
+    than two blocks, nor more than 8 MiB.
     """
     share = size * 0.04 / 4 * 0.75 ** max(0, attempts - 1)
-    return int(min(4096 * KIB, max(share, 2 * block_size, 256 * KIB if attempts <= 1 else 0)))
+    return int(min(8192 * KIB, max(share, 2 * block_size, 256 * KIB if attempts <= 1 else 0)))
 
 
 def zero_digest(function: DigestFunction, size: int) -> bytes:

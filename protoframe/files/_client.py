@@ -473,7 +473,7 @@ class FileClient:
 class _Counted:
     """What is known of one file, through all attempts.
 
-    :ivar most: bytes that were verified at the receiving end, at the most.
+    :ivar most: bytes that were there, or written down, at the receiving end, at the most.
     """
 
     def __init__(self, meter: Meter) -> None:

@@ -67,7 +67,7 @@ __all__ = [
 MIB = 1024 * 1024
 
 #: What both ends of `Files` take: a few blocks of one stream, and of several copies at once.
-FILES_LIMITS = Limits(stream_credit=4 * MIB, connection_credit=16 * MIB, max_unread=24 * MIB)
+FILES_LIMITS = Limits(stream_credit=8 * MIB, connection_credit=16 * MIB, max_unread=24 * MIB)
 
 #: Seconds that the digest of a large file may take where the caller sets no deadline.
 _LONG = 24 * 3600.0
@@ -222,7 +222,7 @@ class Want(Struct, frozen=True, gc=False, tag="want", array_like=True):
 
 
 class Got(Struct, frozen=True, gc=False, tag="got", array_like=True):
-    """So many bytes of blocks were dealt with: written down, or found wrong."""
+    """So many bytes of blocks were written down; whether they came right is seen when they are read from the disk."""
 
     octets: int
 

@@ -33,7 +33,7 @@ from protoframe.files._source import SourceFile
 
 __all__ = ["Bell", "Receiver", "Sender", "pump"]
 
-#: Bytes that are read for one piece of disk work.
+#: Bytes that are read, or written, in one piece of disk work.
 _STRETCH = 1024 * 1024
 #: Bytes that are verified in one piece of disk work.
 _SLICE = 32 * 1024 * 1024
@@ -261,14 +261,17 @@ class Receiver:
                 await self._bell.wait()
             batch: list[Sent] = []
             whole: Whole | None = None
-            while self._queue and whole is None:
+            octets = 0
+            # Not all that came: the sending end is to send, for what it is told of now, while the rest is written.
+            while self._queue and whole is None and octets < _STRETCH:
                 item = self._queue.popleft()
                 if isinstance(item, Whole):
                     whole = item
                 else:
                     batch.append(item)
+                    octets += len(item.data) if isinstance(item, Block) else 0
             if batch:
-                again, octets = await self._take(batch)
+                again, octets = await self._disk.run(self._partial.take, batch)
                 self._octets -= octets
                 self._room.ring()
                 if octets:
@@ -284,20 +287,6 @@ class Receiver:
                     self._count_round()
                     yield Again(again)
         yield self.receipt
-
-    async def _take(self, batch: list[Sent]) -> tuple[list[int], int]:
-        """Has what came written down, in two threads where there is enough."""
-        half = len(batch) // 2
-        if half < 2 or not self._disk.threads:
-            return await self._disk.run(self._partial.take, batch)
-        other = self._disk.run(self._partial.take, batch[half:])
-        try:
-            again, octets = await self._disk.run(self._partial.take, batch[:half])
-        except BaseException:
-            other.addErrback(lambda _: None)
-            raise
-        more, octets_more = await other
-        return again + more, octets + octets_more
 
     async def _finish(self, whole: Whole) -> list[int]:
         """Everything was sent: which blocks are wanted again, or the file is in its place."""

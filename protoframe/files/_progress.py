@@ -31,7 +31,7 @@ class Progress(Struct, frozen=True):
     :ivar path: what is copied now; one of them, where there are several.
     :ivar files: files that are done.
     :ivar files_total: of so many; ``None`` while that is not known.
-    :ivar octets: bytes that are done: in place, or verified at the receiving end.
+    :ivar octets: bytes that are done: in place, or written down at the receiving end, which verifies them at last.
     :ivar octets_total: of so many.
     :ivar rate: bytes a second, over the last few seconds.
     :ivar seconds_left: at that rate; ``None`` while nobody can say.

@@ -1,0 +1,1 @@
+"""Measures `pf-files` beside the copying programs that a user would pick."""

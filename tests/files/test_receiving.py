@@ -1,0 +1,75 @@
+"""The receiving end of a copy by itself: what it says of what comes."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from protoframe.files._blocks import BlockMap
+from protoframe.files._contract import Again, Block, Digest, Got, Receipt, Source, Want, Whole
+from protoframe.files._copying import Receiver
+from protoframe.files._disk import Disk
+from protoframe.files._partial import Partial
+from protoframe.files._tree import Tree
+from tests.files.support import MIB, content
+
+SIZE, BLOCK = 4 * MIB, 512 * 1024
+
+
+def digest_of(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+class ReceiverTests(SynchronousTestCase):
+    """A file of 4 MiB comes, all of it before the first block is written."""
+
+    def setUp(self) -> None:
+        directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, directory)
+        self.tree = Tree(directory)
+        self.addCleanup(self.tree.close)
+        self.partial = Partial(self.tree, "file", Source(SIZE, 10**18, 0o644, BLOCK, Digest.SHA256))
+        self.addCleanup(self.partial.close)
+        self.receiver = Receiver(Disk(Clock(), threads=0), self.partial, self.partial.commit)
+        self.answers = self.receiver.answers()
+        self.data = content(SIZE)
+        self.blocks = [self.data[at : at + BLOCK] for at in range(0, SIZE, BLOCK)]
+
+    def next(self) -> object:
+        return self.successResultOf(Deferred.fromCoroutine(anext(self.answers)))
+
+    def feed(self, *items: object) -> None:
+        for item in items:
+            Deferred.fromCoroutine(self.receiver.feed(item))
+
+    def whole(self) -> Whole:
+        blocks = BlockMap(SIZE, BLOCK)
+        for index, block in enumerate(self.blocks):
+            blocks.add(index, digest_of(block))
+        return Whole(blocks.root(digest_of))
+
+    def test_the_sending_end_hears_of_each_piece_and_not_of_all_at_once(self) -> None:
+        self.assertIsInstance(self.next(), Want)
+        self.feed(*(Block(index, digest_of(block), block) for index, block in enumerate(self.blocks)), self.whole())
+        said = [self.next() for _ in range(4)]
+        self.assertEqual(said, [Got(MIB)] * 4)
+        self.assertIsInstance(self.next(), Receipt)
+
+    def test_block_that_came_wrong_is_wanted_again_and_nothing_is_in_place_before(self) -> None:
+        self.assertIsInstance(self.next(), Want)
+        sent = [Block(index, digest_of(block), block) for index, block in enumerate(self.blocks)]
+        sent[3] = Block(3, sent[3].digest, bytes(BLOCK))
+        self.feed(*sent, self.whole())
+        for _ in range(4):
+            self.assertEqual(self.next(), Got(MIB))
+        self.assertEqual(self.next(), Again([3]))
+        self.assertRaises(FileNotFoundError, self.tree.stat, "file")
+        self.feed(Block(3, digest_of(self.blocks[3]), self.blocks[3]), self.whole())
+        self.assertEqual(self.next(), Got(BLOCK))
+        self.assertIsInstance(self.next(), Receipt)
+        self.assertEqual(self.tree.stat("file").size, SIZE)
