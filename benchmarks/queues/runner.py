@@ -53,7 +53,7 @@ class QueueRunner(Runner):
 
 def best_of(of_peers: Mapping[str, results.Rounds], left_out: Sequence[str]) -> list[float | None]:
     """The best of the others in each round, but for these."""
-    others = [rounds for peer, rounds in of_peers.items() if peer != "protoframe" and peer not in left_out]
+    others = [rounds for peer, rounds in of_peers.items() if not peer.startswith("protoframe") and peer not in left_out]
     best: list[float | None] = []
     for figures in zip(*others, strict=True):
         known = [figure for figure in figures if figure is not None]

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from benchmarks.peers import Peer
 from benchmarks.queues.servers import PROGRAMS, version
+from benchmarks.queues.workloads import OWN_CALLS
 
 __all__ = ["QUEUES", "QueuePeer"]
 
@@ -48,8 +49,15 @@ QUEUES = {
             "protoframe",
             "protoframe_",
             ("protoframe", "twisted", "msgspec"),
-            "`twistd pf-queue` with its defaults; the `Queue` Protocol through `connect`: `publish`, `publish_batch`,"
-            " and `consume` with a prefetch of 100 and `acknowledge` of 50 together, whose answers are awaited.",
+            "`twistd pf-queue` with its defaults; `QueueClient`: `publish`, of which those that are called in one turn of"
+            " the reactor go in one call, `publish_batch`, and `consume` with a prefetch of 100; each message is"
+            " acknowledged by itself, and every answer is awaited.",
+        ),
+        QueuePeer(
+            OWN_CALLS,
+            "protoframe_calls",
+            ("protoframe", "twisted", "msgspec"),
+            "The same; each message is a call of its own of the `Queue` Protocol, `publish`, through `connect`.",
         ),
         QueuePeer(
             "RabbitMQ, quorum",

@@ -1,4 +1,4 @@
-"""pf-queue, by its Protocol and the public face alone."""
+"""pf-queue, by its client."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from benchmarks.loads import Task, check, in_reactor, per_second, twisted_calls
-from benchmarks.queues.workloads import BODY, PREFETCH, SETTLED_TOGETHER
+from benchmarks.queues.workloads import BODY, PREFETCH
 from benchmarks.workloads import Kind
-from protoframe import connect
-from protoframe.queue import Message, Queue, Tag
+from protoframe.queue import Message, QueueClient
 
 __all__ = ["consume", "depth", "fill", "publish", "take"]
 
@@ -23,7 +22,7 @@ FILLED_TOGETHER = 1_000
 def take(task: Task, port: int) -> float:
     async def main(reactor: Any) -> float:
         name = f"bench-{uuid.uuid4().hex}"
-        async with connect(reactor, f"tcp:127.0.0.1:{port}", Queue) as queue:
+        async with QueueClient(reactor, f"tcp:127.0.0.1:{port}") as queue:
             await queue.declare(name)
             if task.kind is Kind.CONSUME:
                 await fill(queue, name, task.count)
@@ -38,7 +37,7 @@ def take(task: Task, port: int) -> float:
     return in_reactor(main)
 
 
-async def publish(queue: Queue, name: str, task: Task) -> float:
+async def publish(queue: QueueClient, name: str, task: Task) -> float:
     """Messages a second."""
     batch = [Message(body=BODY)] * task.workload.batch
     if len(batch) == 1:
@@ -46,7 +45,7 @@ async def publish(queue: Queue, name: str, task: Task) -> float:
     return await twisted_calls([lambda: queue.publish_batch(name, batch)], task)
 
 
-async def fill(queue: Queue, name: str, count: int) -> None:
+async def fill(queue: QueueClient, name: str, count: int) -> None:
     """Publishes so many, as fast as may be."""
     while count:
         together = min(count, FILLED_TOGETHER)
@@ -54,26 +53,14 @@ async def fill(queue: Queue, name: str, count: int) -> None:
         count -= together
 
 
-async def consume(queue: Queue, name: str, count: int) -> float:
+async def consume(queue: QueueClient, name: str, count: int) -> float:
     """Seconds that it takes to consume so many, and to have all acknowledgements answered."""
-    tags: list[Tag] = []
-    settling: list[Deferred[Any]] = []
-    taken = 0
+    settling: list[Deferred[None]] = []
     began = time.perf_counter()
-    async for delivery in queue.consume(name, prefetch=PREFETCH):
-        tags.append(delivery.tag)
-        taken += 1
-        if len(tags) == SETTLED_TOGETHER or taken == count:
-            settling.append(Deferred.fromCoroutine(_settle(queue, name, tags)))
-            tags = []
-        if taken == count:
-            await gatherResults(settling)
-            break
+    async for message in queue.consume(name, prefetch=PREFETCH, limit=count):
+        settling.append(message.ack())
+    await gatherResults(settling)
     return time.perf_counter() - began
-
-
-async def _settle(queue: Queue, name: str, tags: list[Tag]) -> None:
-    check((await queue.acknowledge(name, tags)).count, len(tags))
 
 
 def depth(waiting: int, publishing: Task, consumed: int, port: int, look: Any) -> dict[str, float]:
@@ -85,7 +72,7 @@ def depth(waiting: int, publishing: Task, consumed: int, port: int, look: Any) -
 
     async def main(reactor: Any) -> float:
         name = "deep"
-        async with connect(reactor, f"tcp:127.0.0.1:{port}", Queue) as queue:
+        async with QueueClient(reactor, f"tcp:127.0.0.1:{port}") as queue:
             await queue.declare(name)
             began = time.perf_counter()
             await fill(queue, name, waiting)
