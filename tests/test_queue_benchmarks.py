@@ -22,7 +22,7 @@ from benchmarks.queues import disk, report, servers
 from benchmarks.queues.__main__ import main
 from benchmarks.queues.peers import QUEUES
 from benchmarks.queues.runner import asked_of, best_of
-from benchmarks.queues.workloads import ASKED, WORKLOADS
+from benchmarks.queues.workloads import ASKED, OWN_CALLS, WORKLOADS
 from benchmarks.runner import Failed, jobs_of
 from tests.processes import ROOT
 
@@ -74,7 +74,7 @@ def test_the_tables_fit_one_another() -> None:
 def test_a_queue_whose_program_is_not_there_is_left_out_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers.shutil, "which", lambda *_, **__: None)
     jobs, missing = jobs_of(WORKLOADS, [], [], 1.0, QUEUES)
-    assert {job.peer for job in jobs} == {"protoframe"}
+    assert {job.peer for job in jobs} == {"protoframe", OWN_CALLS}
     assert (
         "Redis, tasks is left out: the program redis-server (Debian's package of that name) is not installed" in missing
     )

@@ -49,8 +49,8 @@ QUEUES = {
             "protoframe",
             "protoframe_",
             ("protoframe", "twisted", "msgspec"),
-            "`twistd pf-queue` with its defaults; `QueueClient`: `publish`, of which those that are called in one turn of"
-            " the reactor go in one call, `publish_batch`, and `consume` with a prefetch of 100; each message is"
+            "`twistd pf-queue` with its defaults; `QueueClient`: `publish`, of which those that are called in one turn"
+            " of the reactor go in one call, `publish_batch`, and `consume` with a prefetch of 100; each message is"
             " acknowledged by itself, and every answer is awaited.",
         ),
         QueuePeer(
