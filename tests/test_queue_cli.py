@@ -117,6 +117,7 @@ async def test_lines_of_standard_input_are_messages_and_come_out_again(where: st
         again = await queue("publish", where, "lines", "-", "--dedup", "run1", "--json", stdin=lines)
         assert json.loads(again) == {"queue": "lines", "durable": 5002, "duplicates": 5002}
         assert await queue("consume", where, "lines", "--max", "2") == "0\n1\n"
+        assert (await client.statistics("lines")).groups[0].delivered == 2
         rest = await queue("consume", where, "lines", "--idle", "0.3", "--prefetch", "1000")
         assert rest.encode() == lines.partition(b"1\n")[2] + b"\n"
         assert await depth(client, "lines") == 0

@@ -192,7 +192,7 @@ def declare(
     \b
     Examples:
       pf queue declare tcp:127.0.0.1:12100 orders --lease 60 --max-deliveries 5 --dead-letter orders.dead
-      pf queue declare tcp:127.0.0.1:12100 prices --order last-value --replace
+      pf queue declare tcp:127.0.0.1:12100 prices --order last-value
     """
     given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
     if groups:

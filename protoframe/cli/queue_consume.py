@@ -103,6 +103,7 @@ def consume(
             subject=subject,
             headers=headers,
             exclusive=exclusive,
+            limit=most,
         )
         writing = _Writing(queue.reactor, messages, progresses[0], as_json=json)
         async with messages:

@@ -136,7 +136,8 @@ def trouble(error: Error, target: Target, settings: Settings) -> Problem:
     elif isinstance(error, NoSuchGroup):
         problem.hint = f"pf queue stats {target.where} {target.what}, which names them"
     elif isinstance(error, DifferentSettings):
-        problem.hint = "--replace"
+        for_good = {"order", "delivery", "storage"} & set(error.fields)
+        problem.hint = f"pf queue delete {target.where} {target.what}, and declare it anew" if for_good else "--replace"
     elif isinstance(error, InvalidSettings):
         problem.hint = "pf queue declare --help"
     elif isinstance(error, InvalidMessage):
