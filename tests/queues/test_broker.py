@@ -89,8 +89,8 @@ class BrokerTestCase(SynchronousTestCase):
         self.run_all()
         return answer
 
-    def consume(self, prefetch=100, *, name="q", group="", selector=None, is_exclusive=False):
-        consumer = self.broker.consume(name, group, prefetch, selector, is_exclusive=is_exclusive)
+    def consume(self, prefetch=100, *, name="q", group="", selector=None, is_exclusive=False, limit=None):
+        consumer = self.broker.consume(name, group, prefetch, selector, is_exclusive=is_exclusive, limit=limit)
         self.run_all()
         return consumer
 
@@ -204,6 +204,28 @@ class ConsumerTests(BrokerTestCase):
             self.run_all()
         self.assertLessEqual(len(consumer.buffer), 2)
         self.assertEqual(self.bodies(consumer), [b"a", b"b"])
+
+    def test_a_limit_is_of_what_was_sent_whatever_leases_ended_before(self):
+        self.declare(lease=5.0)
+        self.publish(b"a", b"b", b"c")
+        consumer = self.consume(2, limit=2)
+        self.clock.advance(6)
+        self.run_all()
+        deliveries = self.sent(consumer)
+        self.assertEqual([delivery.body for delivery in deliveries], [b"a", b"b"])
+        self.settle(deliveries)
+        self.assertEqual(self.bodies(consumer), [])
+        self.assertEqual(self.group().ready, 1)
+
+    def test_a_consumer_that_is_to_end_gets_no_more_however_fast_it_takes(self):
+        self.declare(delivery=DeliveryPolicy.AT_MOST_ONCE)
+        self.publish(*[b"%d" % number for number in range(10)])
+        consumer = self.consume(2)
+        self.broker.end_consumers(StoreFailed("it is time"))
+        self.assertEqual(self.bodies(consumer), [b"0", b"1"])
+        with self.assertRaises(StoreFailed):
+            consumer.wait()
+        self.assertEqual(self.group().ready, 8)
 
     def test_the_end_of_a_lease_that_is_told_late_does_not_end_the_next(self):
         self.declare(lease=5.0)

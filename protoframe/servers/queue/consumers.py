@@ -69,7 +69,9 @@ class Consumer:
     @property
     def credit(self) -> int:
         """Messages that it may be given now."""
-        return 0 if self._octets >= _OCTETS else int(min(self._prefetch - self.has, self._left))
+        if self._octets >= _OCTETS or self._error is not None:
+            return 0
+        return int(min(self._prefetch - self.has, self._left))
 
     def forgo(self, count: int) -> None:
         """It may have so many less at once: it is about to leave."""
@@ -87,6 +89,7 @@ class Consumer:
         """Of these messages the leases have ended: what is not sent yet is not sent any more."""
         kept = [delivery for delivery in self.buffer if delivery.sequence not in numbers]
         if len(kept) < len(self.buffer):
+            self._left += len(self.buffer) - len(kept)
             self.buffer = deque(kept)
             self._octets = sum(len(delivery.body) for delivery in kept)
 
