@@ -321,7 +321,7 @@ def check_setup(command: str) -> None:
             done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise Broken(f"$ {command}\n{done.stderr}")
-        case ["python3", "-m", "venv", _] | [".", _] | ["apt-get", "install", *_]:
+        case ["python3", "-m", "venv", _] | [".", _] | ["apt-get", "install", *_] | ["mkdir", "-p", _]:
             pass
         case ["pip", "install", *options, what] if set(options) <= {"--editable"}:
             project, _, extras = what.rstrip("]").partition("[")
