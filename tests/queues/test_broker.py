@@ -227,6 +227,15 @@ class ConsumerTests(BrokerTestCase):
             consumer.wait()
         self.assertEqual(self.group().ready, 8)
 
+    def test_what_is_acknowledged_twice_is_counted_once(self):
+        self.declare()
+        self.publish(b"a")
+        deliveries = self.sent(self.consume())
+        self.settle(deliveries)
+        self.settle(deliveries)
+        self.clock.advance(1)
+        self.assertEqual(self.group().acknowledged_rate, 1.0)
+
     def test_the_end_of_a_lease_that_is_told_late_does_not_end_the_next(self):
         self.declare(lease=5.0)
         self.publish(b"a")

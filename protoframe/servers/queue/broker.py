@@ -370,7 +370,7 @@ class Broker:
         group = queue.group(group_name)
         settling = queue.store.settle(name, group_name, tags, verdict)
         if verdict.action is Action.DONE:
-            group.acknowledged.add(len(tags))
+            settling.addCallback(_counted, group)
         group.settled(tags, is_unseen=verdict.action is Action.UNSEEN)
         return settling
 
@@ -436,6 +436,11 @@ class Broker:
                 }
                 groups.append(msgspec.structs.replace(stored, **more))
         return msgspec.structs.replace(statistics, published_rate=queue.published.per_second(), groups=groups)
+
+
+def _counted(settled: Settled, group: Group) -> Settled:
+    group.acknowledged.add(settled.count)
+    return settled
 
 
 def _missing(name: str) -> NoSuchQueue:
