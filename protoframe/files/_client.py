@@ -243,8 +243,8 @@ class FileClient:
 
         :param direction: which end is made like the other.
         :param by_digest: whether files of one size are compared by their contents, rather than by their times.
-        :param delete: whether what the other end has not is removed; nothing is where a directory of this end's source
-            could not be read.
+        :param delete: whether what the source has not is removed; nothing is, at all, where a directory of the source
+            could not be read.  What the server closes to this caller is not there: its copies here are removed.
         :param dry_run: nothing is changed, and this is called with each change that would be made; the `Summary` counts
             them as made.
         """

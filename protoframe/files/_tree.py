@@ -117,8 +117,8 @@ class Tree:
                     ):
                         try:
                             status = one.stat(follow_symlinks=False)
-                        except OSError:
-                            # Gone meanwhile.
+                        except FileNotFoundError:
+                            # Gone meanwhile; any other failure means that it is there, and must not be left out.
                             continue
                         entry = entry_of(prefix + one.name, status)
                         if entry is not None:

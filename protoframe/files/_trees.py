@@ -7,12 +7,14 @@ Knows two listings in one order, and who copies; a file's copy is `protoframe.fi
 from __future__ import annotations
 
 import enum
+import errno
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec import structs
 from twisted.internet.defer import CancelledError, Deferred
 
 from protoframe import Error, Unavailable
@@ -273,11 +275,11 @@ class TreeCopy:
             self._meter.problem(path, error)
 
     def _ours(self) -> AsyncIterator[Entry]:
-        return walk(self._disk, self._tree, self._unreadable)
+        return walk(self._disk, self._tree, partial(self._unreadable, is_source=self._is_put))
 
-    def _unreadable(self, path: str, error: OSError) -> None:
+    def _unreadable(self, path: str, error: OSError, *, is_source: bool) -> None:
         self._meter.problem(path, error)
-        self._unread = True
+        self._unread = self._unread or is_source
 
     async def _theirs(self) -> AsyncIterator[Entry]:
         """The listing of the server, gone on with where it was cut off."""
@@ -295,11 +297,15 @@ class TreeCopy:
         while True:
             before = last
             try:
-                async for entry in rest():
-                    yield Entry(entry.path[len(self._prefix) :], entry.kind, entry.size, entry.mtime_ns, entry.mode)
-            except Error as error:
+                async for found in rest():
+                    entry = structs.replace(found, path=found.path[len(self._prefix) :])
+                    if not entry.is_readable:
+                        error = PermissionError(errno.EACCES, "the server cannot read this directory")
+                        self._unreadable(entry.path, error, is_source=not self._is_put)
+                    yield entry
+            except Error as cut:
                 tries = 0 if last is not before else tries + 1
-                if tries >= 10 or not self._client.is_cut_off(error):
+                if tries >= 10 or not self._client.is_cut_off(cut):
                     raise
                 await self._client.reconnected(tries + 1)
             else:
@@ -341,7 +347,7 @@ class TreeCopy:
                     await self._copy(entry)
 
     async def _remove_extra(self) -> None:
-        if self._unread and self._is_put:
+        if self._unread:
             # What is in a directory that could not be read would be taken for what is not there.
             return
         for entry in reversed(self._extra):

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
+from msgspec import structs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -186,13 +187,18 @@ class FilesService(Files):
                 continue
             if not self._store.access.may_read(split_path(entry.path) or (), permissions):
                 continue
-            yield entry
             if recursive and entry.kind is Kind.DIRECTORY:
                 try:
-                    waiting.append(iter(await self._work(self._tree.names, entry.path)))
-                except NoSuchPath:
-                    # It is gone meanwhile, or closed to this process.
-                    continue
+                    waiting.append(iter(await self._disk.run(self._tree.names, entry.path)))
+                except (FileNotFoundError, NotADirectoryError):
+                    # It is gone meanwhile, or so deep that nothing in it has a path.
+                    pass
+                except OSError as error:
+                    if error.errno in _FAULTS:
+                        raise
+                    # Not the same as empty: who makes another tree like this one would remove what is in it.
+                    entry = structs.replace(entry, is_readable=False)
+            yield entry
 
     async def read(self, path: str, digest: Digest, answers: AsyncIterator[Answer]) -> AsyncIterator[Sent]:
         """Copies a file to the caller."""
