@@ -446,6 +446,8 @@ class TreeCopy:
                         entry = sent.popleft()
                         waiting.remove(entry)
                         done(entry, outcome)
+            if sent:
+                raise BadTransfer("the server leaves answers out")
         finally:
             for entry in singly:
                 await self._large.add(entry)

@@ -46,7 +46,7 @@ from protoframe.files._batches import Batches
 from protoframe.files._blocks import is_block_size, transfer_key
 from protoframe.files._contract import Digests, Outcomes, Paths
 from protoframe.files._copying import Receiver, Sender, pump
-from protoframe.files._disk import Disk
+from protoframe.files._disk import FULL, Disk
 from protoframe.files._partial import Partial, clean_partials, unfinished
 from protoframe.files._small import BatchWriter, read_small
 from protoframe.files._source import SourceFile
@@ -75,7 +75,6 @@ _READ_AHEAD = 64
 
 #: Faults of the machine, of which the caller hears that there was one.
 _FAULTS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.EROFS, errno.ESTALE})
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class _Copy:
@@ -444,7 +443,7 @@ def _no_such_path() -> NoSuchPath:
 
 def _told(error: OSError) -> Exception:
     """What a caller may know of a failure of the disk."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return OutOfSpace("the disk is full")
     if error.errno == errno.ENOTEMPTY:
         return NotEmpty("the directory has something in it")
