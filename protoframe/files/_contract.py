@@ -147,7 +147,7 @@ class Kind(enum.Enum):
     DIRECTORY = "directory"
 
 
-class Entry(Struct, frozen=True, gc=False):
+class Entry(Struct, frozen=True, gc=False, omit_defaults=True):
     """Something at a path.
 
     :ivar path: relative to the root.

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from protoframe.files._contract import Entry, Kind
-from protoframe.files._names import HIDDEN, is_hidden, split_path
+from protoframe.files._names import HIDDEN, is_hidden, is_name, split_path
 
 __all__ = ["Directories", "Refused", "Tree", "entry_of", "open_regular"]
 
@@ -143,8 +143,11 @@ class Tree:
         with self.parent(path) as (fd, name):
             return open_regular(fd, name)
 
-    def names(self, path: str) -> list[Entry]:
-        """What is in a directory, by name; without links, devices and names that may not be."""
+    def names(self, path: str, refused: list[str] | None = None) -> list[Entry]:
+        """What is in a directory, by name; without links, devices and names that may not be.
+
+        :param refused: gets the paths of files and directories whose names may not be, as texts that can be written.
+        """
         parts = split_path(path)
         if parts is None:
             raise Refused(path)
@@ -154,20 +157,25 @@ class Tree:
         try:
             with os.scandir(fd) as found:
                 for one in found:
-                    if (one.is_file(follow_symlinks=False) or one.is_dir(follow_symlinks=False)) and split_path(
-                        one.name
-                    ):
-                        try:
-                            status = one.stat(follow_symlinks=False)
-                        except FileNotFoundError:
-                            # Gone meanwhile; any other failure means that it is there, and must not be left out.
-                            continue
-                        entry = entry_of(prefix + one.name, status)
-                        if entry is not None:
-                            entries.append(entry)
+                    if not (one.is_file(follow_symlinks=False) or one.is_dir(follow_symlinks=False)):
+                        continue
+                    if not is_name(one.name):
+                        if refused is not None and one.name != HIDDEN:
+                            refused.append(prefix + os.fsencode(one.name).decode("utf-8", "backslashreplace"))
+                        continue
+                    try:
+                        status = one.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        # Gone meanwhile; any other failure means that it is there, and must not be left out.
+                        continue
+                    entry = entry_of(prefix + one.name, status)
+                    if entry is not None:
+                        entries.append(entry)
         finally:
             os.close(fd)
         entries.sort(key=lambda entry: entry.path)
+        if refused:
+            refused.sort()
         return entries
 
     def mkdir(self, path: str, *, parents: bool = False, mode: int = 0o777) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import errno
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -37,7 +37,7 @@ from protoframe.files._copying import Bell
 from protoframe.files._disk import Disk
 from protoframe.files._progress import Action, Change, Meter
 from protoframe.files._small import SMALL, BatchWriter, read_small
-from protoframe.files._tree import Tree
+from protoframe.files._tree import Refused, Tree
 from protoframe.files._verifying import small_digests
 
 if TYPE_CHECKING:
@@ -103,12 +103,26 @@ class _Queue:
         return taken
 
 
-async def walk(disk: Disk, tree: Tree, unreadable: Callable[[str, OSError], None]) -> AsyncIterator[Entry]:
+async def walk(
+    disk: Disk,
+    tree: Tree,
+    unreadable: Callable[[str, OSError], None],
+    unnamed: Callable[[str], None],
+) -> AsyncIterator[Entry]:
     """What is below a tree of this end, in the order of `Files.list`.
 
     :param unreadable: called with each directory that cannot be read, and why.
+    :param unnamed: called with each file or directory that is left out because its name may not be.
     """
-    waiting = [iter(await disk.run(tree.names, ""))]
+
+    async def names(path: str) -> Iterator[Entry]:
+        refused: list[str] = []
+        found = await disk.run(tree.names, path, refused)
+        for one in refused:
+            unnamed(one)
+        return iter(found)
+
+    waiting = [await names("")]
     while waiting:
         entry = next(waiting[-1], None)
         if entry is None:
@@ -117,7 +131,10 @@ async def walk(disk: Disk, tree: Tree, unreadable: Callable[[str, OSError], None
         yield entry
         if entry.kind is Kind.DIRECTORY:
             try:
-                waiting.append(iter(await disk.run(tree.names, entry.path)))
+                waiting.append(await names(entry.path))
+            except Refused as error:
+                # It is too deep: nothing in it has a path.
+                unreadable(entry.path, error)
             except FileNotFoundError:
                 # It is gone meanwhile.
                 continue
@@ -275,7 +292,12 @@ class TreeCopy:
             self._meter.problem(path, error)
 
     def _ours(self) -> AsyncIterator[Entry]:
-        return walk(self._disk, self._tree, partial(self._unreadable, is_source=self._is_put))
+        return walk(self._disk, self._tree, partial(self._unreadable, is_source=self._is_put), self._unnamed)
+
+    def _unnamed(self, path: str) -> None:
+        # At the end that is made like the other it is left alone.
+        if self._is_put:
+            self._meter.problem(path, OSError(errno.EILSEQ, "a file of the server may not have this name"))
 
     def _unreadable(self, path: str, error: OSError, *, is_source: bool) -> None:
         self._meter.problem(path, error)

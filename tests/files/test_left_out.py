@@ -6,6 +6,7 @@ import errno
 import os
 from contextlib import nullcontext
 
+import msgspec
 import pytest
 import pytest_twisted
 from zope.interface import implementer
@@ -111,3 +112,27 @@ async def test_pull_that_deletes_takes_what_is_closed_to_the_caller_for_what_is_
         summary = await both.client.sync(str(both.local / "tree"), "tree", direction=Direction.GET, delete=True)
         assert (summary.problems, summary.removed) == ([], 2)
         assert contents(both.local / "tree") == {"shared": b"x"}
+
+
+@pytest.mark.parametrize("is_sync", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_names_that_may_not_travel_are_problems_and_the_rest_is_copied(tmp_path, is_sync):
+    async with ends(tmp_path) as both:
+        tree = both.local / "tree"
+        write(tree / "d" / "a\\b", b"x")
+        write(tree / "d" / "good", b"good")
+        write(tree / "x\u202ey" / "file", b"x")
+        (tree / ".pf-files").mkdir()
+        (tree / "li\\nk").symlink_to("good")
+        os.mkdir(os.fsencode(tree) + b"/\xff\xfe")
+        copy = both.client.sync if is_sync else both.client.put
+        summary = await copy(str(tree), "")
+        assert contents(both.root) == {"d/good": b"good"}
+        assert (summary.files, summary.failed) == (1, 3)
+        assert sorted(problem.path for problem in summary.problems) == ["\\xff\\xfe", "d/a\\b", "x\u202ey"]
+        assert {problem.status for problem in summary.problems} == {None}
+        msgspec.json.encode(summary.problems)
+        # The other way they are nobody's business.
+        summary = await both.client.sync(str(tree), "", direction=Direction.GET, delete=True)
+        assert (summary.problems, summary.removed) == ([], 0)
+        assert sorted(os.listdir(tree / "d")) == ["a\\b", "good"]
