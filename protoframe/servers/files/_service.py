@@ -160,7 +160,7 @@ class FilesFactory(Factory):
             self.quota.give_back(self.kept.pop(key))
 
 
-class FilesService(Files):
+class FilesService(Files, name="Files"):
     """Answers `Files` for one conversation."""
 
     def __init__(self, store: FilesFactory) -> None:
