@@ -262,6 +262,26 @@ async def test_pull_that_deletes_fails_and_removes_nothing_where_the_server_cann
 
 
 @pytest_twisted.ensureDeferred
+async def test_listing_tells_of_directories_that_the_server_cannot_read(pf, tmp_path, monkeypatch):
+    make_tree(tmp_path / "root")
+    names = Tree.names
+
+    def closed(self, path, *rest):
+        if path in {"d", "empty"}:
+            raise PermissionError(13, "Permission denied")
+        return names(self, path, *rest)
+
+    monkeypatch.setattr(Tree, "names", closed)
+    async with serving(tmp_path / "root") as (where, _):
+        status, out, err = await pf("ls", where, "--recursive", "--json")
+        assert status == 1
+        assert err.splitlines() == [f"pf: {name}: the server cannot read this directory" for name in ("d", "empty")]
+        marks = {entry["path"]: entry.get("is_readable", True) for entry in map(json.loads, out.splitlines())}
+        assert marks == {"d": False, "empty": False, "large": True}
+        assert len(done(await pf("ls", where)).splitlines()) == 3
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_of_a_tree_cannot_be_copied_is_told_and_the_rest_is_there(pf, tmp_path):
     for number in range(5):
         write(tmp_path / "tree" / str(number), content(20_000, seed=number))
