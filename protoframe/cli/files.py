@@ -17,7 +17,7 @@ import click
 from protoframe.cli.completing import complete_where
 from protoframe.cli.files_session import DIGESTS, into, local_trouble, run_with_files, server_path
 from protoframe.cli.options import Settings, check_where, shared
-from protoframe.cli.output import write_json, write_octets, write_text, write_through
+from protoframe.cli.output import report, write_json, write_octets, write_text, write_through
 from protoframe.cli.problems import FAILURE, REMOTE, STATUSES, Problem, clean
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def ls(where: str, path: str, recursive: bool, timeout: float, token_file: str, 
     """List a directory of a `twistd pf-files` server, or show a file; by default its root.
 
     A line each: mode, octets, when it was changed, and the path, behind that of a directory a slash.  With --json, an
-    object each.
+    object each.  With --recursive, a directory that the server cannot read is a problem, and the rest is listed.
 
     \b
     Examples:
@@ -57,6 +57,7 @@ def ls(where: str, path: str, recursive: bool, timeout: float, token_file: str, 
     at = server_path(path)
     settings = _settings(timeout, token_file, json, quiet)
     shown: list[running.Progress] = []
+    unread: list[str] = []
 
     def progress(target: running.Target) -> running.Progress:
         from protoframe.cli.running import Progress
@@ -70,6 +71,8 @@ def ls(where: str, path: str, recursive: bool, timeout: float, token_file: str, 
         lines: list[str] = []
         async for entry in _entries(files, at, timeout, recursive=recursive):
             lines.append(_encoded(entry) if json else _row(entry))
+            if not entry.is_readable:
+                unread.append(entry.path)
             if len(lines) == _LINES:
                 shown[0].stop()
                 await in_thread(_write, lines, json)
@@ -79,6 +82,14 @@ def ls(where: str, path: str, recursive: bool, timeout: float, token_file: str, 
             await in_thread(_write, lines, json)
 
     run_with_files(session, where, at, settings, progress)
+    for one in unread[:-1]:
+        report(_unreadable(one))
+    if unread:
+        raise _unreadable(unread[-1])
+
+
+def _unreadable(path: str) -> Problem:
+    return Problem(f"{path}: the server cannot read this directory", FAILURE)
 
 
 async def _entries(files: FileClient, path: str, seconds: float, *, recursive: bool) -> AsyncIterator[Entry]:

@@ -212,8 +212,8 @@ def sync(
     """Make a directory at a `twistd pf-files` server like one here, or with --pull one here like one there.
 
     Only what differs is copied: files that the other has not, or has with another size or time, or with --checksum with
-    other contents.  Links and devices are left out.  Nothing is removed without --delete, and nothing there if a
-    directory here cannot be read.
+    other contents.  Links and devices are left out.  Nothing is removed without --delete, and nothing at all if a
+    directory of the tree that is copied cannot be read.  With --pull, what is closed to you there is not there.
 
     With --dry-run, a line for each change: copy, mkdir or remove, and the path; with --json as well an object for each,
     before the summary.

@@ -188,7 +188,7 @@ class FileClient:
         :param remote: the path that it is to have there; of a tree it may be the root (``""``).
         :param by_digest: whether a file that has the same contents there is left alone; of a tree see `sync`.
         :raises OSError: there is no such file here.
-        :raises Error: a file could not be copied; of a tree, what could not is in the `Summary`.
+        :raises Error: a file could not be copied; of a tree no file raises this: ``failed`` of the `Summary` tells.
         """
         if _is_directory(local):
             return await self._tree_copy(local, remote, Direction.PUT, differing=False, by_digest=False, delete=False)
@@ -210,7 +210,7 @@ class FileClient:
         :param local: the path that it is to have here; an existing directory is copied into only if it is a tree.
         :param by_digest: whether a file that has the same contents here is left alone; of a tree see `sync`.
         :raises OSError: it cannot be written here.
-        :raises Error: a file could not be copied; of a tree, what could not is in the `Summary`.
+        :raises Error: a file could not be copied; of a tree no file raises this: ``failed`` of the `Summary` tells.
         """
         meter = self._meter()
         entry = await self.persist(lambda: self.stat(remote), meter)
@@ -240,11 +240,12 @@ class FileClient:
         """Makes one tree like the other, and copies only what differs.
 
         What is at both ends and of another kind, a file here and a directory there, is a problem of the `Summary`.
+        So is all else that was not copied: the tree is there only if its ``failed`` is 0.
 
         :param direction: which end is made like the other.
         :param by_digest: whether files of one size are compared by their contents, rather than by their times.
-        :param delete: whether what the other end has not is removed; nothing is where a directory of this end's source
-            could not be read.
+        :param delete: whether what the source has not is removed; nothing is, at all, where a directory of the source
+            could not be read.  What the server closes to this caller is not there: its copies here are removed.
         :param dry_run: nothing is changed, and this is called with each change that would be made; the `Summary` counts
             them as made.
         """

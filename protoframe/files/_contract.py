@@ -147,13 +147,15 @@ class Kind(enum.Enum):
     DIRECTORY = "directory"
 
 
-class Entry(Struct, frozen=True, gc=False):
+class Entry(Struct, frozen=True, gc=False, omit_defaults=True):
     """Something at a path.
 
     :ivar path: relative to the root.
     :ivar size: bytes; 0 for a directory.
     :ivar mtime_ns: nanoseconds since 1970.
     :ivar mode: permission bits, at most 0o777.
+    :ivar is_readable: ``False`` for a directory that the server cannot read: in a listing of what is below it is not
+        empty, but what is in it is not known.  Elsewhere nobody has looked.
     """
 
     path: str
@@ -161,6 +163,7 @@ class Entry(Struct, frozen=True, gc=False):
     size: int
     mtime_ns: int
     mode: int
+    is_readable: bool = True
 
 
 class Source(Struct, frozen=True, gc=False):
@@ -320,6 +323,9 @@ class Files(Protocol):
     @request(idempotent=True, raises=[NoSuchPath])
     def list(self, path: str = "", recursive: bool = False) -> AsyncIterator[Entry]:
         """What is in a directory, by name; and with ``recursive`` what is below, each directory before its entries.
+
+        What the caller may not have is left out, as if it were not there.  A directory that the server itself cannot
+        read is among the entries, and marked.
 
         :raises NoSuchPath: it is no directory that the caller may have.
         """

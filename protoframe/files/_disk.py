@@ -6,6 +6,7 @@ Knows functions that block; not what they do.  Without threads they run at once,
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,12 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, execute
 from twisted.python.failure import Failure
 
-__all__ = ["Disk", "keep_memory", "start_writeback", "sync_filesystem"]
+__all__ = ["FULL", "Disk", "keep_memory", "start_writeback", "sync_filesystem"]
 
 T = TypeVar("T")
+
+#: The numbers of errors that say that there is no room.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syncfs = getattr(_libc, "syncfs", None)

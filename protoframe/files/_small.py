@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from protoframe.files._blocks import digest_function
 from protoframe.files._contract import Digest, Missing, Outcome, SmallFile
-from protoframe.files._disk import sync_filesystem
+from protoframe.files._disk import FULL, sync_filesystem
 from protoframe.files._tree import Directories, Tree, open_regular, size_at
 
 __all__ = ["SMALL", "BatchWriter", "read_small"]
@@ -93,7 +93,12 @@ class BatchWriter:
         self._committing = threading.Lock()
 
     def stage(self, files: Iterable[SmallFile]) -> Staged:
-        """Writes files down, and verifies them, under other names than theirs."""
+        """Writes files down, and verifies them, under other names than theirs.
+
+        :raises OSError: there is no directory for that.
+        """
+        # It is made anew if somebody has removed it since the last ones.
+        self._directory = self._tree.partials()
         return [(file, self._write(file)) for file in files]
 
     def _write(self, file: SmallFile) -> str | Outcome:
@@ -117,9 +122,10 @@ class BatchWriter:
                     return name
             finally:
                 os.close(fd)
-        except (OSError, OverflowError):
+        except (OSError, OverflowError) as error:
             self._drop(name, size)
-            return Outcome.NO_SPACE
+            # Not everything that fails is a full disk: for any other reason it cannot be written there.
+            return Outcome.NO_SPACE if isinstance(error, OSError) and error.errno in FULL else Outcome.REFUSED
         self._drop(name, size)
         return Outcome.CORRUPT if whole else Outcome.NO_SPACE
 

@@ -8,18 +8,22 @@ directories are ever opened.  Failures are `OSError`, as the system gives them; 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from protoframe.files._contract import Entry, Kind
-from protoframe.files._names import HIDDEN, is_hidden, split_path
+from protoframe.files._names import HIDDEN, is_hidden, is_name, split_path
 
 __all__ = ["Directories", "Refused", "Tree", "entry_of", "open_regular"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+#: How often the hidden directory may be gone again at once.
+_TRIES = 100
 
 
 class Refused(FileNotFoundError):
@@ -43,25 +47,63 @@ class Tree:
         self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.device = os.fstat(self.fd).st_dev
         self._partials: int | None = None
+        self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Lets it go; the hidden directory goes too if nothing is in it."""
-        if self._partials is not None:
-            os.close(self._partials)
-            self._partials = None
-            with suppress(OSError):
-                os.rmdir(HIDDEN, dir_fd=self.fd)
+        """Lets it go; the hidden directory goes too if nothing is in it, and nobody else uses it."""
+        with self._lock:
+            if self._partials is not None:
+                # Whoever uses it holds a shared lock: another process, or another tree of this one.
+                with suppress(OSError):
+                    fcntl.flock(self._partials, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if self._is_in_place(self._partials):
+                        os.rmdir(HIDDEN, dir_fd=self.fd)
+                os.close(self._partials)
+                self._partials = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def partials(self) -> int:
-        """The descriptor of the hidden directory, which is made if need be."""
-        if self._partials is None:
+        """The descriptor of the hidden directory, which is made if need be: anew too, where somebody has removed it.
+
+        The descriptor stays the same as long as the tree is open.
+        """
+        with self._lock:
+            if self._partials is None:
+                self._partials = self._open_partials()
+            elif not self._is_in_place(self._partials):
+                fd = self._open_partials()
+                try:
+                    # Whoever holds the number goes on with the new directory.
+                    os.dup2(fd, self._partials, inheritable=False)
+                finally:
+                    os.close(fd)
+            return self._partials
+
+    def _open_partials(self) -> int:
+        for _ in range(_TRIES):
             with suppress(FileExistsError):
                 os.mkdir(HIDDEN, 0o700, dir_fd=self.fd)
-            self._partials = os.open(HIDDEN, _DIRECTORY, dir_fd=self.fd)
-        return self._partials
+            try:
+                fd = os.open(HIDDEN, _DIRECTORY, dir_fd=self.fd)
+            except FileNotFoundError:
+                # Somebody has removed it between the two.
+                continue
+            # Where there are no such locks nobody gets the exclusive one either, and it stays.
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_SH)
+            # It may have been removed until the lock was there.
+            if self._is_in_place(fd):
+                return fd
+            os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "somebody removes it again and again", HIDDEN)
+
+    def _is_in_place(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(HIDDEN, dir_fd=self.fd, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
 
     def directory(self, parts: Sequence[str]) -> int:
         """Opens a directory; the caller closes the descriptor."""
@@ -101,8 +143,11 @@ class Tree:
         with self.parent(path) as (fd, name):
             return open_regular(fd, name)
 
-    def names(self, path: str) -> list[Entry]:
-        """What is in a directory, by name; without links, devices and names that may not be."""
+    def names(self, path: str, refused: list[str] | None = None) -> list[Entry]:
+        """What is in a directory, by name; without links, devices and names that may not be.
+
+        :param refused: gets the paths of files and directories whose names may not be, as texts that can be written.
+        """
         parts = split_path(path)
         if parts is None:
             raise Refused(path)
@@ -112,20 +157,25 @@ class Tree:
         try:
             with os.scandir(fd) as found:
                 for one in found:
-                    if (one.is_file(follow_symlinks=False) or one.is_dir(follow_symlinks=False)) and split_path(
-                        one.name
-                    ):
-                        try:
-                            status = one.stat(follow_symlinks=False)
-                        except OSError:
-                            # Gone meanwhile.
-                            continue
-                        entry = entry_of(prefix + one.name, status)
-                        if entry is not None:
-                            entries.append(entry)
+                    if not (one.is_file(follow_symlinks=False) or one.is_dir(follow_symlinks=False)):
+                        continue
+                    if not is_name(one.name):
+                        if refused is not None and one.name != HIDDEN:
+                            refused.append(prefix + os.fsencode(one.name).decode("utf-8", "backslashreplace"))
+                        continue
+                    try:
+                        status = one.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        # Gone meanwhile; any other failure means that it is there, and must not be left out.
+                        continue
+                    entry = entry_of(prefix + one.name, status)
+                    if entry is not None:
+                        entries.append(entry)
         finally:
             os.close(fd)
         entries.sort(key=lambda entry: entry.path)
+        if refused:
+            refused.sort()
         return entries
 
     def mkdir(self, path: str, *, parents: bool = False, mode: int = 0o777) -> None:

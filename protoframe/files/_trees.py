@@ -7,12 +7,14 @@ Knows two listings in one order, and who copies; a file's copy is `protoframe.fi
 from __future__ import annotations
 
 import enum
+import errno
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec import structs
 from twisted.internet.defer import CancelledError, Deferred
 
 from protoframe import Error, Unavailable
@@ -35,7 +37,7 @@ from protoframe.files._copying import Bell
 from protoframe.files._disk import Disk
 from protoframe.files._progress import Action, Change, Meter
 from protoframe.files._small import SMALL, BatchWriter, read_small
-from protoframe.files._tree import Tree
+from protoframe.files._tree import Refused, Tree
 from protoframe.files._verifying import small_digests
 
 if TYPE_CHECKING:
@@ -101,12 +103,26 @@ class _Queue:
         return taken
 
 
-async def walk(disk: Disk, tree: Tree, unreadable: Callable[[str, OSError], None]) -> AsyncIterator[Entry]:
+async def walk(
+    disk: Disk,
+    tree: Tree,
+    unreadable: Callable[[str, OSError], None],
+    unnamed: Callable[[str], None],
+) -> AsyncIterator[Entry]:
     """What is below a tree of this end, in the order of `Files.list`.
 
     :param unreadable: called with each directory that cannot be read, and why.
+    :param unnamed: called with each file or directory that is left out because its name may not be.
     """
-    waiting = [iter(await disk.run(tree.names, ""))]
+
+    async def names(path: str) -> Iterator[Entry]:
+        refused: list[str] = []
+        found = await disk.run(tree.names, path, refused)
+        for one in refused:
+            unnamed(one)
+        return iter(found)
+
+    waiting = [await names("")]
     while waiting:
         entry = next(waiting[-1], None)
         if entry is None:
@@ -115,7 +131,10 @@ async def walk(disk: Disk, tree: Tree, unreadable: Callable[[str, OSError], None
         yield entry
         if entry.kind is Kind.DIRECTORY:
             try:
-                waiting.append(iter(await disk.run(tree.names, entry.path)))
+                waiting.append(await names(entry.path))
+            except Refused as error:
+                # It is too deep: nothing in it has a path.
+                unreadable(entry.path, error)
             except FileNotFoundError:
                 # It is gone meanwhile.
                 continue
@@ -273,11 +292,16 @@ class TreeCopy:
             self._meter.problem(path, error)
 
     def _ours(self) -> AsyncIterator[Entry]:
-        return walk(self._disk, self._tree, self._unreadable)
+        return walk(self._disk, self._tree, partial(self._unreadable, is_source=self._is_put), self._unnamed)
 
-    def _unreadable(self, path: str, error: OSError) -> None:
+    def _unnamed(self, path: str) -> None:
+        # At the end that is made like the other it is left alone.
+        if self._is_put:
+            self._meter.problem(path, OSError(errno.EILSEQ, "a file of the server may not have this name"))
+
+    def _unreadable(self, path: str, error: OSError, *, is_source: bool) -> None:
         self._meter.problem(path, error)
-        self._unread = True
+        self._unread = self._unread or is_source
 
     async def _theirs(self) -> AsyncIterator[Entry]:
         """The listing of the server, gone on with where it was cut off."""
@@ -295,11 +319,15 @@ class TreeCopy:
         while True:
             before = last
             try:
-                async for entry in rest():
-                    yield Entry(entry.path[len(self._prefix) :], entry.kind, entry.size, entry.mtime_ns, entry.mode)
-            except Error as error:
+                async for found in rest():
+                    entry = structs.replace(found, path=found.path[len(self._prefix) :])
+                    if not entry.is_readable:
+                        error = PermissionError(errno.EACCES, "the server cannot read this directory")
+                        self._unreadable(entry.path, error, is_source=not self._is_put)
+                    yield entry
+            except Error as cut:
                 tries = 0 if last is not before else tries + 1
-                if tries >= 10 or not self._client.is_cut_off(error):
+                if tries >= 10 or not self._client.is_cut_off(cut):
                     raise
                 await self._client.reconnected(tries + 1)
             else:
@@ -341,7 +369,7 @@ class TreeCopy:
                     await self._copy(entry)
 
     async def _remove_extra(self) -> None:
-        if self._unread and self._is_put:
+        if self._unread:
             # What is in a directory that could not be read would be taken for what is not there.
             return
         for entry in reversed(self._extra):
@@ -440,6 +468,8 @@ class TreeCopy:
                         entry = sent.popleft()
                         waiting.remove(entry)
                         done(entry, outcome)
+            if sent:
+                raise BadTransfer("the server leaves answers out")
         finally:
             for entry in singly:
                 await self._large.add(entry)

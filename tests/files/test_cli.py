@@ -215,16 +215,70 @@ async def test_nothing_is_removed_where_a_directory_of_the_source_cannot_be_read
     write(at / "extra", b"x")
     names = Tree.names
 
-    def fail(self, path):
+    def fail(self, path, *rest):
         if path == "d":
             raise OSError(5, "Input/output error")
-        return names(self, path)
+        return names(self, path, *rest)
 
     monkeypatch.setattr(Tree, "names", fail)
     status, _, err = await pf("sync", where, tmp_path / "tree", "unread", "--delete", "--quiet")
     assert status == 1
     assert err.splitlines()[0] == "pf: d: OSError: Input/output error"
     assert contents(at) == {**every, "extra": b"x"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_name_that_may_not_travel_is_told_and_the_rest_is_there(pf, tmp_path):
+    write(tmp_path / "tree" / "a\\b", b"x")
+    (tmp_path / "tree" / os.fsdecode(b"\xff")).mkdir()
+    write(tmp_path / "tree" / "good", b"good")
+    async with serving(tmp_path / "root") as (where, _):
+        status, out, err = await pf("put", where, tmp_path / "tree", "t", "--json")
+        assert status == 1
+        assert json.loads(out)["failed"] == 2
+        # Each directory's by their names.
+        assert [line.split(": ")[1] for line in err.splitlines()[:2]] == ["\\xff", "a\\b"]
+        assert contents(tmp_path / "root") == {"t/good": b"good"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_pull_that_deletes_fails_and_removes_nothing_where_the_server_cannot_read(pf, tmp_path, monkeypatch):
+    every = make_tree(tmp_path / "tree")
+    make_tree(tmp_path / "root")
+    write(tmp_path / "tree" / "extra", b"x")
+    names = Tree.names
+
+    def closed(self, path, *rest):
+        if path == "d" and self.root == str(tmp_path / "root"):
+            raise PermissionError(13, "Permission denied")
+        return names(self, path, *rest)
+
+    monkeypatch.setattr(Tree, "names", closed)
+    async with serving(tmp_path / "root") as (where, _):
+        status, _, err = await pf("sync", where, tmp_path / "tree", ".", "--pull", "--delete", "--quiet")
+        assert status == 1
+        assert err.splitlines()[0] == "pf: d: PermissionError: the server cannot read this directory"
+        assert contents(tmp_path / "tree") == {**every, "extra": b"x"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_listing_tells_of_directories_that_the_server_cannot_read(pf, tmp_path, monkeypatch):
+    make_tree(tmp_path / "root")
+    names = Tree.names
+
+    def closed(self, path, *rest):
+        if path in {"d", "empty"}:
+            raise PermissionError(13, "Permission denied")
+        return names(self, path, *rest)
+
+    monkeypatch.setattr(Tree, "names", closed)
+    async with serving(tmp_path / "root") as (where, _):
+        status, out, err = await pf("ls", where, "--recursive", "--json")
+        assert status == 1
+        assert err.splitlines() == [f"pf: {name}: the server cannot read this directory" for name in ("d", "empty")]
+        marks = {entry["path"]: entry.get("is_readable", True) for entry in map(json.loads, out.splitlines())}
+        assert marks == {"d": False, "empty": False, "large": True}
+        assert len(done(await pf("ls", where)).splitlines()) == 3
 
 
 @pytest_twisted.ensureDeferred

@@ -30,6 +30,13 @@ def options(root, port, *more):
     return ("pf-files", "--root", str(root), "--listen", f"tcp:{port}:interface=127.0.0.1", *more)
 
 
+def test_log_names_the_contract(tmp_path):
+    (tmp_path / "root").mkdir()
+    port = free_port()
+    with server(tmp_path, *options(tmp_path / "root", port)) as running:
+        assert running.wait_for_log(r"serving (\w+) at ")[1] == "Files"
+
+
 async def copy_through_killed_servers(tmp_path):
     """Copies a file to servers that are killed, and one that is not."""
     root = tmp_path / "root"

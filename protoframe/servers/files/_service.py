@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
+from msgspec import structs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -45,7 +46,7 @@ from protoframe.files._batches import Batches
 from protoframe.files._blocks import is_block_size, transfer_key
 from protoframe.files._contract import Digests, Outcomes, Paths
 from protoframe.files._copying import Receiver, Sender, pump
-from protoframe.files._disk import Disk
+from protoframe.files._disk import FULL, Disk
 from protoframe.files._partial import Partial, clean_partials, unfinished
 from protoframe.files._small import BatchWriter, read_small
 from protoframe.files._source import SourceFile
@@ -74,7 +75,6 @@ _READ_AHEAD = 64
 
 #: Faults of the machine, of which the caller hears that there was one.
 _FAULTS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.EROFS, errno.ESTALE})
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class _Copy:
@@ -160,7 +160,7 @@ class FilesFactory(Factory):
             self.quota.give_back(self.kept.pop(key))
 
 
-class FilesService(Files):
+class FilesService(Files, name="Files"):
     """Answers `Files` for one conversation."""
 
     def __init__(self, store: FilesFactory) -> None:
@@ -186,13 +186,18 @@ class FilesService(Files):
                 continue
             if not self._store.access.may_read(split_path(entry.path) or (), permissions):
                 continue
-            yield entry
             if recursive and entry.kind is Kind.DIRECTORY:
                 try:
-                    waiting.append(iter(await self._work(self._tree.names, entry.path)))
-                except NoSuchPath:
-                    # It is gone meanwhile, or closed to this process.
-                    continue
+                    waiting.append(iter(await self._disk.run(self._tree.names, entry.path)))
+                except (FileNotFoundError, NotADirectoryError):
+                    # It is gone meanwhile, or so deep that nothing in it has a path.
+                    pass
+                except OSError as error:
+                    if error.errno in _FAULTS:
+                        raise
+                    # Not the same as empty: who makes another tree like this one would remove what is in it.
+                    entry = structs.replace(entry, is_readable=False)
+            yield entry
 
     async def read(self, path: str, digest: Digest, answers: AsyncIterator[Answer]) -> AsyncIterator[Sent]:
         """Copies a file to the caller."""
@@ -438,7 +443,7 @@ def _no_such_path() -> NoSuchPath:
 
 def _told(error: OSError) -> Exception:
     """What a caller may know of a failure of the disk."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return OutOfSpace("the disk is full")
     if error.errno == errno.ENOTEMPTY:
         return NotEmpty("the directory has something in it")
