@@ -259,16 +259,19 @@ class QueueClient(Service):
         stored, or where it has a key in ``dedup``, until the time is over.  A queue without a ``dedup_window`` may
         store it twice then.
         """
-        message = Message(
-            body=body,
-            subject=subject,
-            headers=dict(headers or {}),
-            key=key,
-            priority=priority,
-            ttl=ttl,
-            delay=delay,
-            dedup=dedup,
-        )
+        if subject or headers or key or priority or dedup or ttl is not None or delay is not None:
+            message = Message(
+                body=body,
+                subject=subject,
+                headers=dict(headers or {}),
+                key=key,
+                priority=priority,
+                ttl=ttl,
+                delay=delay,
+                dedup=dedup,
+            )
+        else:
+            message = Message(body=body)
         checked(name, message)
         if remaining() is None and not current_metadata():
             together = self._together(name)
@@ -297,6 +300,10 @@ class QueueClient(Service):
         """
         for message in messages:
             checked(name, message)
+        return self._publish(name, messages)
+
+    def _publish(self, name: str, messages: Sequence[Message]) -> Deferred[_Receipts]:
+        """The same, of messages that were looked at."""
         has_keys = all(message.dedup for message in messages)
         return self._call(lambda: self.calls.publish_batch(name, messages), is_passing if has_keys else never_ran)
 
@@ -320,7 +327,7 @@ class QueueClient(Service):
         return Publisher(
             self.reactor,
             name,
-            lambda messages: self.publish_batch(name, messages),
+            lambda messages: self._publish(name, messages),
             count=count,
             octets=octets,
             seconds=seconds,
@@ -435,7 +442,7 @@ class QueueClient(Service):
             publisher = self._publishers[name] = Publisher(
                 self.reactor,
                 name,
-                lambda messages: self.publish_batch(name, messages),
+                lambda messages: self._publish(name, messages),
                 count=_TOGETHER,
                 octets=ONE_PIECE,
                 seconds=0,

@@ -259,6 +259,11 @@ def checked(queue: str, message: Message) -> Message:
         raise TypeError(f"body: expected bytes, got {type(message.body).__name__}")
     if len(message.body) > LARGEST_BODY:
         raise _invalid(f"the body has {len(message.body)} octets, more than {LARGEST_BODY}", queue)
+    has_texts = message.subject or message.key or message.dedup or message.headers
+    has_times = message.ttl is not None or message.delay is not None
+    if not has_texts and not has_times and type(message.priority) is int and message.priority == 0:
+        # Most have nothing else.
+        return message
     size = 0
     for name in ("subject", "key", "dedup"):
         text = getattr(message, name)

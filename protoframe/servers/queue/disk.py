@@ -164,6 +164,8 @@ class DiskStore(RuledStore):
         try:
             if not self._is_full and not self._ballast.make():
                 self._run_full()
+            if not self._is_full:
+                database.fill_log()
             self._rules = Rules(database, self._clock)
             self._rules.load()
         except (OSError, sqlite3.Error, msgspec.MsgspecError):

@@ -6,6 +6,7 @@ alone has the database: no other process can use it meanwhile.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sqlite3
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from protoframe.queue import Settings
 from protoframe.servers.queue.rows import LEASED, READY, SEQUENCE_BITS, GroupRecord, QueueRecord, Row, Waits
@@ -23,6 +25,10 @@ __all__ = ["CHECKPOINT_PAGES", "PAGE", "SQLiteRows"]
 APPLICATION_ID = 0x70667131
 #: Octets of a page, and pages in the write-ahead log from which on they are copied into the database.
 PAGE, CHECKPOINT_PAGES = 4096, 8192
+#: Octets before each page in the log, and before all (https://sqlite.org/fileformat2.html, section 4.1).
+_FRAME_HEADER, _LOG_HEADER = 24, 32
+#: Octets that are written at a time where there is nothing to be written.
+_ZEROS = 2**20
 #: KiB of pages that are kept in memory.
 _CACHE = 32 * 1024
 #: Rows that one statement deals with, the most first.
@@ -126,6 +132,8 @@ class SQLiteRows:
             )
         except sqlite3.Error as error:
             raise ValueError(f"{path}: {error}") from None
+        self._log = f"{path}-wal"
+        self._log_bytes = log_pages * (PAGE + _FRAME_HEADER) + _LOG_HEADER
         self._execute: Callable[..., sqlite3.Cursor] = self._database.execute
         try:
             self._open(path, check, log_pages)
@@ -199,6 +207,31 @@ class SQLiteRows:
     def checkpoint(self) -> None:
         """Copies the log into the database, and makes it empty."""
         self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def fill_log(self) -> None:
+        """Makes the log as long as it will be, before anything is committed.
+
+        A sync of what is written within a file takes half as long as one of what makes it longer.  Where there is no
+        room for it, it grows with what is written.
+
+        :raises OSError: it cannot be written.
+        """
+        try:
+            file = os.open(self._log, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            # Another VFS has it elsewhere.
+            return
+        try:
+            at = begin = os.fstat(file).st_size
+            while at < self._log_bytes:
+                at += os.pwrite(file, bytes(min(_ZEROS, self._log_bytes - at)), at)
+            os.fsync(file)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            os.ftruncate(file, begin)
+        finally:
+            os.close(file)
 
     def unused_bytes(self) -> int:
         """What the file has in pages without content."""
@@ -296,22 +329,7 @@ class SQLiteRows:
             while len(rows) - at >= size:
                 values: list[Any] = []
                 for row in rows[at : at + size]:
-                    values += (
-                        row.id,
-                        row.group,
-                        row.rank,
-                        row.state,
-                        row.due,
-                        row.leases,
-                        row.unseen,
-                        row.unseen_at,
-                        row.expires,
-                        row.key,
-                        row.size,
-                        row.published,
-                        row.properties,
-                        row.body,
-                    )
+                    values += astuple(row)
                 self._execute(_INSERT[size], values)
                 at += size
 
