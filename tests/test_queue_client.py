@@ -502,6 +502,20 @@ async def test_what_a_deadline_or_metadata_surround_goes_by_itself() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_is_not_gathered_does_not_overtake_what_was_before() -> None:
+    async with served() as server, client_of(server) as queue:
+        await queue.declare("orders")
+        publishing: list[Deferred[Any]] = [queue.publish("orders", b"0")]
+        publishing.append(queue.publish_batch("orders", [Message(body=b"1"), Message(body=b"2")]))
+        publishing.append(queue.publish("orders", b"3"))
+        with timeout(5.0):
+            publishing.append(queue.publish("orders", b"4"))
+        await gatherResults(publishing)
+        shown = [waiting.message.body async for waiting in queue.peek("orders")]
+        assert shown == [b"%d" % number for number in range(5)]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_client_that_is_stopped_publishes_what_it_was_given() -> None:
     async with served() as server:
         async with client_of(server) as queue:

@@ -278,6 +278,7 @@ class QueueClient(Service):
             if together.waiting >= _MOST_WAITING:
                 return fail(TooManyCalls(f"{together.waiting} messages wait to be published"))
             return together.add(message)
+        self._send_gathered(name)
         return self._call(
             lambda: self.calls.publish(
                 name,
@@ -300,6 +301,7 @@ class QueueClient(Service):
         """
         for message in messages:
             checked(name, message)
+        self._send_gathered(name)
         return self._publish(name, messages)
 
     def _publish(self, name: str, messages: Sequence[Message]) -> Deferred[_Receipts]:
@@ -434,6 +436,12 @@ class QueueClient(Service):
             return result
 
         doing.addBoth(done)
+
+    def _send_gathered(self, name: str) -> None:
+        """What was published before in this turn of the reactor goes before what is called now."""
+        publisher = self._publishers.get(name)
+        if publisher is not None:
+            publisher.flush()
 
     def _together(self, name: str) -> Publisher:
         """What gathers the messages to a queue that are published in one turn of the reactor."""
