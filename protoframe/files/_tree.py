@@ -39,13 +39,11 @@ class Tree:
     :param root: where it is; links in this path are followed, once.
     :raises OSError: it cannot be opened.
     :ivar fd: its descriptor.
-    :ivar device: the file system that it is on.
     """
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
         self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.device = os.fstat(self.fd).st_dev
         self._partials: int | None = None
         self._lock = threading.Lock()
 
