@@ -24,7 +24,7 @@ class Carrier(typing.Protocol):
     is_confirming: bool
 
     def send(self, frames: list[bytes]) -> None:
-        """Sends frames, in order."""
+        """Sends frames, in order, as `Outbox.poll` gives them."""
 
     def close(self) -> None:
         """Closes once everything is sent; `Connection.lost` follows."""

@@ -188,12 +188,13 @@ class Outlet:
             await self._send_rest()
 
     async def _send_all(self, iterator: AsyncIterator[Any]) -> None:
-        buffer = self._buffer
         clock = self._outlets.clock
         encode = _encode_json if self._json else _encode_msgpack
         await self._has_room()
         until = clock() + _SLICE
         async for item in iterator:
+            # Another one each time that it was sent as it was.
+            buffer = self._buffer
             before = len(buffer)
             if self._count and self._json:
                 buffer += b","
@@ -205,7 +206,7 @@ class Outlet:
             self._count = count = self._count + 1
             size = len(buffer)
             if size > self._most or size - before > self._max_size:
-                await self._send_large(before)
+                await self._set_apart(before)
             elif size + ITEM_OVERHEAD * count >= self._room or (
                 (not count & _LOOK or count < _FIRST) and clock() >= until
             ):
@@ -216,18 +217,21 @@ class Outlet:
             await self._has_room()
             until = clock() + _SLICE
 
-    async def _send_large(self, before: int) -> None:
-        """Sends an item, the last in the buffer, that goes alone, after those before it."""
+    async def _set_apart(self, before: int) -> None:
+        """Leaves an item, the last in the buffer, that goes alone, alone in it: those before it are sent."""
         buffer = self._buffer
-        item = bytes(buffer[before:]).removeprefix(b"," if self._json and self._count > 1 else b"")
+        start = before + (1 if self._json and self._count > 1 else 0)
+        size = len(buffer) - start
+        if size <= self._max_size and self._count == 1:
+            return
+        item = buffer[start:] if size <= self._max_size else b""
         del buffer[before:]
         self._count -= 1
-        if len(item) > self._max_size:
-            raise travelling(MessageTooLarge(f"an item is {len(item)} bytes, and {self._max_size} are allowed"))
-        if self._count:
-            self.flush()
-            await self._has_room()
-        buffer += item
+        if size > self._max_size:
+            raise travelling(MessageTooLarge(f"an item is {size} bytes, and {self._max_size} are allowed"))
+        self.flush()
+        await self._has_room()
+        self._buffer += item
         self._count = 1
 
     async def _send_rest(self) -> None:
@@ -291,9 +295,14 @@ class Outlet:
             buffer += b"]"
         else:
             buffer[1:5] = count.to_bytes(4)
-        octets = bytes(buffer)
+        octets: bytes | bytearray
+        if len(buffer) > self._most:
+            # A large item: it is sent from where it was encoded.
+            octets, self._buffer = buffer, bytearray(self._head)
+        else:
+            octets = bytes(buffer)
+            del buffer[len(self._head) :]
         self._count = 0
-        del buffer[len(self._head) :]
         outlets.conversation.send_items(self.call_id, count, octets)
         outlets.wake()
 

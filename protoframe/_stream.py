@@ -31,9 +31,9 @@ __all__ = ["StreamCarrier", "TurnedAway"]
 _log = Logger(namespace="protoframe.stream")
 
 
-#: Octets of a frame from which on it is not copied once more to be sent together with others; and how many of these.
+#: Octets from which on something is not copied once more to be sent together with others; and how many of these.
 _LARGE = 8 * 1024
-_MOST_PIECES = 64
+_MOST_PIECES = 128
 #: Octets that a Twisted transport reads at a time, and as many as it is let where that is not enough.
 _READ = FileDescriptor.bufferSize
 _MOST_READ = 4 * _READ
@@ -205,7 +205,7 @@ class StreamCarrier(TwistedProtocol):
         """
         if len(frames) == 1:
             data = frames[0]
-        elif len(frames[0]) >= _LARGE and self._send_large(frames):
+        elif (len(frames[1]) >= _LARGE or len(frames[-1]) >= _LARGE) and self._send_large(frames):
             return
         else:
             data = b"".join(frames)
@@ -235,7 +235,8 @@ class StreamCarrier(TwistedProtocol):
         for number, frame in enumerate(frames):
             if sent < len(frame):
                 self._is_direct = False
-                self.transport.writeSequence([frame[sent:], *frames[number + 1 :]])
+                rest = [frame[sent:], *frames[number + 1 :]]
+                self.transport.write(b"".join(rest))
                 break
             sent -= len(frame)
         return True

@@ -191,7 +191,7 @@ class Room(SynchronousTestCase):
         self.room = messages._Room()
 
     def give(self, size):
-        given = bytearray(size)
+        given = messages._Octets(size)
         self.room.give_back(given)
         return given
 
@@ -217,6 +217,7 @@ class Room(SynchronousTestCase):
     def test_of_so_many_and_so_much_alone(self):
         self.give(messages._MOST_ROOM + 1)
         self.assertEqual(self.room.take(messages._MOST_ROOM), b"")
-        given = [self.give(MIB) for _ in range(messages._KEPT_ROOM + 1)]
-        taken = [self.room.take(MIB) for _ in range(messages._KEPT_ROOM + 1)]
-        self.assertEqual(sum(any(one is room for one in given) for room in taken), messages._KEPT_ROOM)
+        for size, most in ((MIB, messages._KEPT_ROOM // MIB), (100_000, messages._KEPT_ROOMS)):
+            given = [self.give(size) for _ in range(most + 1)]
+            taken = [self.room.take(size) for _ in range(most + 1)]
+            self.assertEqual([any(one is room for room in taken) for one in given], [False] + [True] * most)

@@ -407,10 +407,11 @@ class Conversation:
             return 0
         return max(0, self.traffic.credit.left(call_id))
 
-    def send_items(self, call_id: int, count: int, octets: bytes) -> None:
+    def send_items(self, call_id: int, count: int, octets: bytes | bytearray) -> None:
         """Sends items of a stream: of a call of this end with ITEMS, or of the answer to one of the peer's with STREAM.
 
-        :param octets: an array of them, encoded; of several items no more than a frame takes.
+        :param octets: an array of them, encoded; of several items no more than a frame takes.  It is not changed any
+            more.
         :raises MessageTooLarge: it is more than the peer takes.
         :raises LocalProtocolError: there is no such stream, or `room` is 0.
         """

@@ -153,8 +153,12 @@ def serialize_frame(kind: int, flags: int, call_id: int, payload: bytes) -> byte
     return HEADER.pack(len(payload), kind, flags, call_id) + payload
 
 
-def cut_message(kind: int, flags: int, call_id: int, head: bytes, body: bytes, max_frame: int) -> Iterator[bytes]:
+def cut_message(
+    kind: int, flags: int, call_id: int, head: bytes, body: bytes | bytearray, max_frame: int
+) -> Iterator[tuple[bytes, memoryview]]:
     """The frames, as many as `count_frames`, of a message that does not fit one, each made when it is asked for.
+
+    Each is of two parts, the second of which is a view of the body.
 
     :param head: the first octets of the message; they must fit the first frame.
     :param body: the rest, of which nothing is copied before its frame is made.
@@ -163,11 +167,11 @@ def cut_message(kind: int, flags: int, call_id: int, head: bytes, body: bytes, m
     room = max_frame - HEADER.size
     total = len(head) + len(body)
     at = room - _TOTAL.size - len(head)
-    yield b"".join((HEADER.pack(room, kind, flags | _MORE, call_id), _TOTAL.pack(total), head, rest[:at]))
+    yield b"".join((HEADER.pack(room, kind, flags | _MORE, call_id), _TOTAL.pack(total), head)), rest[:at]
     while at < len(body):
         part = rest[at : at + room]
         at += len(part)
-        yield b"".join((HEADER.pack(len(part), Kind.CHUNK, _MORE if at < len(body) else 0, call_id), part))
+        yield HEADER.pack(len(part), Kind.CHUNK, _MORE if at < len(body) else 0, call_id), part
 
 
 def count_frames(total: int, max_frame: int) -> int:

@@ -41,8 +41,9 @@ BACKLOG = 1024 * 1024
 #: Octets that may stand beside the arguments in a REQUEST, or beside the detail in an ERROR.
 SLACK = 2 * LARGEST_FRAME
 
-#: How many large messages the room of which is kept, and the octets that each may have.
-_KEPT_ROOM = 2
+#: Octets of the room that is kept, of how many messages it may be, and how many of each.
+_KEPT_ROOM = 8 * 1024 * 1024 + 2 * SLACK
+_KEPT_ROOMS = 32
 _MOST_ROOM = 4 * 1024 * 1024 + SLACK
 
 
@@ -56,7 +57,7 @@ class _Large(msgspec.Struct):
     kind: int
     call_id: int
     total: int
-    frames: Iterator[bytes]
+    frames: Iterator[tuple[bytes, memoryview]]
     left: int
     begun: bool = False
 
@@ -77,7 +78,8 @@ class Outbox:
     :ivar octets: what waits to be sent, headers not counted.
     :ivar is_left: whether something waited on when `poll` was called last.
     :ivar is_confirmed: whether the carrier tells by `confirm` when a large message has come.  One that keeps frames in
-        order need not: what it sends later comes later.
+        order, a stream of bytes, need not: what it sends later comes later.  Nor does such a one need frames of large
+        messages in one piece.
     """
 
     __slots__ = (
@@ -156,14 +158,14 @@ class Outbox:
             head = serialize_request(remaining, method, metadata, b"")
             self._put_large(_REQUEST, flags, call_id, head, arguments)
 
-    def put_parts(self, kind: int, flags: int, call_id: int, head: bytes, body: bytes) -> None:
+    def put_parts(self, kind: int, flags: int, call_id: int, head: bytes, body: bytes | bytearray) -> None:
         """Lines a message up of two parts."""
         if len(head) + len(body) <= self._longest:
             self.put(kind, flags, call_id, head + body)
         else:
             self._put_large(kind, flags, call_id, head, body)
 
-    def _put_large(self, kind: int, flags: int, call_id: int, head: bytes, body: bytes) -> None:
+    def _put_large(self, kind: int, flags: int, call_id: int, head: bytes, body: bytes | bytearray) -> None:
         """Lines a message up that takes several frames; its body is not copied before these are made."""
         if self.large is _NO_LINE:
             self.large, self._waiting = deque(), deque()
@@ -216,6 +218,9 @@ class Outbox:
     def poll(self, allowance: int, *, large: bool = True) -> list[bytes]:
         """Takes out frames of about ``allowance`` octets: those that are whole messages, then large ones in turns.
 
+        One of a large message is two entries, its header (with what else is short) and a view of a part of the message,
+        unless the carrier is one that confirms.
+
         :param large: whether any of the latter.
         """
         if not self.cut and self.octets <= allowance:
@@ -245,9 +250,13 @@ class Outbox:
             message = self.large.popleft()
             message.begun = True
             message.left -= 1
-            frame = next(message.frames)
-            frames.append(frame)
-            allowance -= len(frame)
+            head, part = next(message.frames)
+            if self.is_confirmed:
+                frames.append(b"".join((head, part)))
+            else:
+                # Not copied, but sent from where it is.
+                frames += head, typing.cast("bytes", part)
+            allowance -= len(head) + len(part)
             if message.left:
                 self.large.append(message)
             else:
@@ -278,31 +287,46 @@ class Outbox:
             self.large.append(self._waiting.popleft())
 
 
+class _Octets(bytearray):
+    """Octets, a view of which that is read only can be hashed, as one of `bytes` can."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
 class _Room:
     """Room in which large messages are put together, kept from one to the next.
 
     Memory that is fresh from the system costs more, page by page, than all else that is done with a large message.  So
     what the last ones took is kept, of all conversations of the process together, if it is no more than `_KEPT_ROOM`.
+
+    Values that were decoded may be views of it (a `memoryview`, a `msgspec.Raw`), for as long as somebody has them.
     """
 
     def __init__(self) -> None:
-        self._kept: list[bytearray] = []
+        self._kept: deque[bytearray] = deque()
+        self._octets = 0
 
     def take(self, total: int) -> bytearray:
         """Room for so many octets, or none yet: then it is made as they come, not because they were said to come."""
         kept = self._kept
-        for at, room in enumerate(kept):
+        for at in range(len(kept) - 1, -1, -1):
+            room = kept[at]
             # Not much more than it: what is held is accounted for by the lengths of the messages.
             if total <= len(room) <= total + total // 8 and _is_free(room):
                 del kept[at]
+                self._octets -= len(room)
                 return room
-        return bytearray()
+        return _Octets()
 
     def give_back(self, room: bytearray) -> None:
         """Somebody may read on in it, and it is not taken again before they have ended."""
         if len(room) <= _MOST_ROOM:
-            self._kept.insert(0, room)
-            del self._kept[_KEPT_ROOM:]
+            kept = self._kept
+            kept.append(room)
+            self._octets += len(room)
+            while self._octets > _KEPT_ROOM or len(kept) > _KEPT_ROOMS:
+                # That which nobody could use for the longest time.
+                self._octets -= len(kept.popleft())
 
 
 def _is_free(room: bytearray) -> bool:

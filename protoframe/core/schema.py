@@ -21,7 +21,7 @@ import msgspec
 
 from protoframe.core.declaration import is_declaration
 from protoframe.core.frames import COUNT, Flag, behind
-from protoframe.core.untrusted import Bounds, TooDeep, bounds_of, check_json, check_msgpack, keeps_views
+from protoframe.core.untrusted import Bounds, TooDeep, bounds_of, check_json, check_msgpack
 from protoframe.errors import (
     Error,
     InvalidArgument,
@@ -151,11 +151,6 @@ def error_type(cls: type[Error]) -> ErrorType:
 _FIRST_ITEM = COUNT.size
 
 
-def _owning(annotation: Any, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """What decodes values that may keep their octets: from octets of their own, not from the room of large messages."""
-    return (lambda octets: decode(bytes(octets))) if keeps_views(annotation) else decode
-
-
 class ItemType:
     """The items of a stream: what their annotation says, and their codec.
 
@@ -167,14 +162,14 @@ class ItemType:
         self._array: Any = list[annotation]
         _check_type(self._array, where)
         try:
-            self._decode = _owning(self._array, msgspec.msgpack.Decoder(self._array).decode)
+            self._decode = msgspec.msgpack.Decoder(self._array).decode
         except TypeError as error:
             raise TypeError(f"{where}: {error}") from None
         self._bounds = bounds_of(self._array)
 
     @functools.cached_property
     def _decode_json(self) -> Callable[[bytes], list[Any]]:
-        return _owning(self._array, msgspec.json.Decoder(self._array).decode)
+        return msgspec.json.Decoder(self._array).decode
 
     def decode(self, message: bytes, count: int, max_nesting: int, *, json: bool = False) -> list[Any]:
         """The items of an ITEM.
@@ -263,8 +258,8 @@ class Method:
         self.errors: Mapping[str, ErrorType] = {cls.__name__: error_type(cls) for cls in options.raises}
         _check_type(self.parameters, where)
         try:
-            self._decode_arguments = _owning(self.parameters, msgspec.msgpack.Decoder(self.parameters).decode)
-            self._decode_result = _owning(self.result, msgspec.msgpack.Decoder(self.result).decode)
+            self._decode_arguments = msgspec.msgpack.Decoder(self.parameters).decode
+            self._decode_result = msgspec.msgpack.Decoder(self.result).decode
         except TypeError as error:
             raise TypeError(f"{where}: {error}") from None
         _check_type(self.result, f"{where}: result")
@@ -280,7 +275,7 @@ class Method:
 
     @functools.cached_property
     def _decode_json_arguments(self) -> Callable[[bytes], msgspec.Struct]:
-        return _owning(self.parameters, msgspec.json.Decoder(self.parameters).decode)
+        return msgspec.json.Decoder(self.parameters).decode
 
     def decode_arguments(self, octets: bytes, max_nesting: int, *, json: bool = False) -> tuple[Any, ...]:
         """The arguments of a call, in the order of the parameters.

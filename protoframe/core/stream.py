@@ -59,67 +59,86 @@ class FrameReader:
         :raises RemoteProtocolError: the peer does not open with the magic, or a frame is longer than it may be.
         :raises VersionMismatch: the peer speaks no version that this end does.
         """
-        held = self._held
-        is_view = False
-        if not held and self.version and len(data) >= _HEADER_LENGTH:
+        at = 0
+        frames: list[Frame] = []
+        if self._held or not self.version:
+            at = self._complete(data, now, frames)
+            if at < 0:
+                return frames
+        elif len(data) >= _HEADER_LENGTH:
             length, kind, flags, call_id = _unpack_header(data)
             if length + _HEADER_LENGTH == len(data) and length <= self._max_payload:
                 # Most often it is one frame, whole.
                 return [(kind, flags, call_id, data[_HEADER_LENGTH:])]
-        if held or not self.version:
-            # Appended to, not built anew: a peer that sends octet by octet costs no more than another.
-            held += data
-            if not self.version and not opens_like_a_preface(bytes(held[:PREFACE_LENGTH])):
-                opening = describe(bytes(held[:16]))
-                held.clear()
-                raise RemoteProtocolError(f"the peer does not speak protoframe: it opened with {opening}")
-            if len(held) < self._needed:
-                if self._begun is None:
-                    self._begun = now
-                return []
-            # Taken as it is, not copied.
-            self._held = bytearray()
-            is_view = True
-            data = typing.cast("bytes", memoryview(held))
-        at = 0
-        if not self.version:
-            self.version = agree_on_version(*parse_preface(bytes(data[:PREFACE_LENGTH])))
-            at = PREFACE_LENGTH
-        frames: list[Frame] = []
         end = len(data)
         max_payload = self._max_payload
         last = end - _HEADER_LENGTH
-        self._needed = _HEADER_LENGTH
         while at <= last:
             length, kind, flags, call_id = _unpack_header(data, at)
             body = at + _HEADER_LENGTH
             after = body + length
             if after > end or length > max_payload:
                 if length > max_payload:
-                    self.fault = FrameTooLarge(
-                        f"a frame of {length + _HEADER_LENGTH} octets is longer than {max_payload + _HEADER_LENGTH}",
-                    )
+                    fault = self._too_large(length)
                     if not frames:
-                        raise self.fault
+                        raise fault
                     return frames
                 self._needed = _HEADER_LENGTH + length
                 break
-            if kind == _CHUNK:
-                # Copied once, to where its message is put together.
-                payload = typing.cast("bytes", memoryview(data)[body:after])
-            elif is_view:
-                payload = bytes(data[body:after])
-            else:
-                payload = data[body:after]
+            # That of a chunk is copied once, to where its message is put together.
+            payload = typing.cast("bytes", memoryview(data)[body:after]) if kind == _CHUNK else data[body:after]
             frames.append((kind, flags, call_id, payload))
             at = after
         if at < end:
-            self._held += memoryview(data)[at:] if at else data
+            self._held += memoryview(data)[at:]
             if at or self._begun is None:
                 self._begun = now
         else:
             self._begun = None
         return frames
+
+    def _complete(self, data: bytes, now: float, frames: list[Frame]) -> int:
+        """Adds to what is held what it lacks, and if that makes a frame whole, the frame to others.
+
+        :return: how many octets that took; -1 where it took all, and something is lacking still.
+        """
+        held = self._held
+        taken = 0
+        while True:
+            # Appended to, not built anew: a peer that sends octet by octet costs no more than another.
+            lacking = self._needed - len(held)
+            held += memoryview(data)[taken : taken + lacking]
+            taken += lacking
+            if not self.version and not opens_like_a_preface(bytes(held)):
+                opening = describe(bytes(held + data[taken:])[:16])
+                held.clear()
+                raise RemoteProtocolError(f"the peer does not speak protoframe: it opened with {opening}")
+            if taken > len(data):
+                if self._begun is None:
+                    self._begun = now
+                return -1
+            if not self.version:
+                self.version = agree_on_version(*parse_preface(bytes(held)))
+                break
+            length, kind, flags, call_id = _unpack_header(held)
+            if length > self._max_payload:
+                raise self._too_large(length)
+            if len(held) == _HEADER_LENGTH + length:
+                # Of what is copied once more, only that of a chunk is not copied here.
+                payload = memoryview(held)[_HEADER_LENGTH:]
+                frames.append((kind, flags, call_id, payload if kind == _CHUNK else bytes(payload)))  # type: ignore[arg-type]
+                break
+            self._needed = _HEADER_LENGTH + length
+        self._held = bytearray()
+        self._needed = _HEADER_LENGTH
+        self._begun = None
+        return taken
+
+    def _too_large(self, length: int) -> FrameTooLarge:
+        self.fault = FrameTooLarge(
+            f"a frame of {length + _HEADER_LENGTH} octets is longer than {self._max_payload + _HEADER_LENGTH}",
+        )
+        return self.fault
 
     @property
     def unfinished(self) -> bool:

@@ -166,7 +166,7 @@ class Traffic:
         if self._granted is not None:
             self._granted.close(call_id)
 
-    def send_items(self, call_id: int, count: int, octets: bytes) -> None:
+    def send_items(self, call_id: int, count: int, octets: bytes | bytearray) -> None:
         """Sends items, an encoded array of them; there must be credit.
 
         :raises MessageTooLarge: it is more than the peer takes.

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Bounds", "TooDeep", "bounds_of", "check_json", "check_msgpack", "keeps_views"]
+__all__ = ["Bounds", "TooDeep", "bounds_of", "check_json", "check_msgpack"]
 
 
 class TooDeep(msgspec.ValidationError):
@@ -60,21 +60,6 @@ def _walk(info: Any, above: tuple[Any, ...], found: set[Bounds], done: set[int])
         value = getattr(info, name)
         for part in value if isinstance(value, tuple) else (value,):
             _walk(part, above, found, done)
-
-
-def keeps_views(annotation: Any) -> bool:
-    """Whether values may keep the octets that they were decoded from, as a `memoryview` or a `msgspec.Raw` does."""
-    return _has_view(msgspec.inspect.type_info(annotation), set())
-
-
-def _has_view(info: Any, done: set[int]) -> bool:
-    if isinstance(info, msgspec.inspect.MemoryViewType | msgspec.inspect.RawType):
-        return True
-    if not isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field) or id(info) in done:
-        return False
-    done.add(id(info))
-    values = (getattr(info, name) for name in type(info).__struct_fields__)
-    return any(_has_view(part, done) for value in values for part in (value if isinstance(value, tuple) else (value,)))
 
 
 # The first octets of msgpack (the format's specification, "Formats").  What has a fixed length and holds nothing,

@@ -331,7 +331,7 @@ def _open_own(name: str, directory: int) -> int:
     return fd
 
 
-def _write_at(fd: int, data: bytes, at: int) -> None:
+def _write_at(fd: int, data: bytes | memoryview, at: int) -> None:
     written = os.pwrite(fd, data, at)
     while written < len(data):
         written += os.pwrite(fd, memoryview(data)[written:], at + written)

@@ -77,7 +77,7 @@ class SourceFile:
                     continue
                 data, digest = self._read(index)
                 if wanted[index]:
-                    found.append(Block(index, digest, data))
+                    found.append(Block(index, digest, memoryview(data)))
                 else:
                     same.append(index)
                 octets -= len(data)
@@ -92,7 +92,7 @@ class SourceFile:
         :raises SourceChanged: one is another than when it was read before.
         """
         with self._lock:
-            return [Block(index, digest, data) for index in indexes for data, digest in [self._read(index)]]
+            return [Block(index, digest, memoryview(data)) for index in indexes for data, digest in [self._read(index)]]
 
     def whole(self) -> bytes:
         """The digest of the file, all blocks of which were read.

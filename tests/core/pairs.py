@@ -51,6 +51,7 @@ def frame(kind: int, flags: int = 0, call_id: int = 0, payload: bytes = b"") -> 
 def serialize_message(kind: int, flags: int, call_id: int, message: bytes, max_frame: int) -> list[bytes]:
     """The frames that a message goes out in."""
     outbox = Outbox(max_frame)
+    outbox.is_confirmed = True
     outbox.begin(max_frame, len(message))
     outbox.put(kind, flags, call_id, message)
     return outbox.poll(1 << 32)
