@@ -229,8 +229,10 @@ class Outlet:
         self._count -= 1
         if size > self._max_size:
             raise travelling(MessageTooLarge(f"an item is {size} bytes, and {self._max_size} are allowed"))
-        self.flush()
-        await self._has_room()
+        while self._count:
+            # Where others have used the room meanwhile, it has to be waited for first.
+            self.flush()
+            await self._has_room()
         self._buffer += item
         self._count = 1
 

@@ -36,7 +36,7 @@ _LARGE = 8 * 1024
 _MOST_PIECES = 128
 #: Octets that a Twisted transport reads at a time, and as many as it is let where that is not enough.
 _READ = FileDescriptor.bufferSize
-_MOST_READ = 4 * _READ
+_MOST_READ = 8 * _READ
 
 
 @implementer(IPushProducer)
@@ -65,7 +65,7 @@ class StreamCarrier(TwistedProtocol):
         "transport",
     )
 
-    allowance = 128 * 1024
+    allowance = 512 * 1024
     # What is sent later comes later.
     is_confirming = False
     connection: Connection

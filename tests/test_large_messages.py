@@ -181,7 +181,7 @@ class Sending(SynchronousTestCase):
     def test_more_is_read_at_a_time_while_much_comes(self):
         carrier = self.carrier()
         carrier._read_more()
-        self.assertEqual(carrier.transport.bufferSize, 4 * 65_536)
+        self.assertEqual(carrier.transport.bufferSize, 8 * 65_536)
         carrier._read_less()
         self.assertEqual(carrier.transport.bufferSize, 65_536)
 

@@ -166,6 +166,11 @@ class Streams(Protocol):
         return [digest(octets) async for octets in blobs]
 
     @request
+    async def store_later(self, blobs: AsyncIterator[bytes]) -> list[str]:
+        await self.gate.wait()
+        return [digest(octets) async for octets in blobs]
+
+    @request
     async def plus_one(self, number: int) -> int:
         return number + 1
 
@@ -450,6 +455,31 @@ async def test_large_items_between_small_ones_keep_their_order() -> None:
     async with talk(Streams) as ends:
         assert [digest(octets) async for octets in ends.proxy.blobs(SIZES)] == expected
         assert await ends.proxy.store(blobs()) == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_large_item_waits_with_those_before_it_where_other_streams_have_used_up_the_room() -> None:
+    gate = Gate()
+
+    async def late() -> AsyncIterator[bytes]:
+        await gate.wait()
+        yield blob(3)
+        yield blob(70_000)
+
+    async def much() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield blob(50_000)
+
+    limits = Limits(stream_credit=256 * 1024, connection_credit=256 * 1024, max_unread=0)
+    async with talk(Streams, server_limits=limits) as ends:
+        storing = ends.proxy.store(late())
+        held = ends.proxy.store_later(much())
+        await until(lambda: ends.client._conversation.traffic.credit.connection <= 0)
+        gate.open()
+        await turn()
+        ends.served.gate.open()
+        assert await storing == [digest(blob(3)), digest(blob(70_000))]
+        assert await held == [digest(blob(50_000))] * 30
 
 
 @pytest_twisted.ensureDeferred

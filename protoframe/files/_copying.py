@@ -34,7 +34,9 @@ from protoframe.files._source import SourceFile
 __all__ = ["Bell", "Receiver", "Sender", "pump"]
 
 #: Bytes that are read, or written, in one piece of disk work.
-_STRETCH = 1024 * 1024
+_STRETCH = 2048 * 1024
+#: How many of these are read before they are sent.
+_AHEAD = 2
 #: Bytes that are verified in one piece of disk work.
 _SLICE = 32 * 1024 * 1024
 #: How often blocks may be wrong before a copy is given up, and how often all of it may be.
@@ -78,6 +80,46 @@ class Bell:
         self._waiting.append(rung)
         await rung
         self.check()
+
+
+class _ReadAhead:
+    """What is to be said of a source, in order, read while what comes before it is sent.
+
+    :param wanted: for each block, whether its data is to be sent.
+    """
+
+    def __init__(self, disk: Disk, source: SourceFile, wanted: bytearray) -> None:
+        self._disk = disk
+        self._source = source
+        self._wanted = wanted
+        self._index = 0
+        self._is_reading = False
+        self._came: deque[list[Sent]] = deque()
+        self._bell = Bell()
+        self._read()
+
+    async def take(self) -> list[Sent] | None:
+        """What comes next; ``None`` where that was all."""
+        while not self._came:
+            if not self._is_reading and self._index >= len(self._wanted):
+                return None
+            await self._bell.wait()
+        items = self._came.popleft()
+        self._read()
+        return items
+
+    def _read(self) -> None:
+        if not self._is_reading and self._index < len(self._wanted) and len(self._came) < _AHEAD:
+            self._is_reading = True
+            reading = self._disk.run(self._source.stretch, self._index, self._wanted, _STRETCH)
+            reading.addCallbacks(self._have, lambda failure: self._bell.fail(failure.value))
+
+    def _have(self, found: tuple[list[Sent], int]) -> None:
+        items, self._index = found
+        self._is_reading = False
+        self._came.append(items)
+        self._read()
+        self._bell.ring()
 
 
 class Sender:
@@ -148,24 +190,12 @@ class Sender:
         wanted = bytearray(self._source.blocks.count)
         for first, count in self._want.ranges:
             wanted[first : first + count] = b"\1" * count
-        index, count = 0, len(wanted)
-        ahead: Deferred[tuple[list[Sent], int]] | None = None
-        try:
-            while index < count:
-                if ahead is None:
-                    ahead = self._disk.run(self._source.stretch, index, wanted, _STRETCH)
-                now, ahead = ahead, None
-                items, index = await now
-                if index < count:
-                    # The disk is read while this is sent.
-                    ahead = self._disk.run(self._source.stretch, index, wanted, _STRETCH)
-                for item in items:
-                    if isinstance(item, Block):
-                        await self._may_send(item)
-                    yield item
-        finally:
-            if ahead is not None:
-                ahead.addErrback(lambda _: None)
+        reading = _ReadAhead(self._disk, self._source, wanted)
+        while (items := await reading.take()) is not None:
+            for item in items:
+                if isinstance(item, Block):
+                    await self._may_send(item)
+                yield item
         while self.receipt is None:
             while self._again:
                 some, self._again = self._again[:8], self._again[8:]

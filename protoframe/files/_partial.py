@@ -23,6 +23,7 @@ from protoframe.files._blocks import (
     journal_block,
     journal_header,
     read_journal,
+    runs,
     transfer_key,
     zero_digest,
 )
@@ -116,7 +117,7 @@ class Partial:
                 if len(data) == blocks.length(index):
                     digest = self._function(data)
                     if digest != self._zero:
-                        _write_at(self._data, data, index * blocks.block_size)
+                        _write_at(self._data, [data], index * blocks.block_size)
                     blocks.add(index, digest)
                     self._note(journal_block(self.key, index, digest))
         finally:
@@ -185,44 +186,42 @@ class Partial:
         :raises BadTransfer: this is no part of the file.
         """
         again: list[int] = []
-        written: list[Block] = []
-        octets = 0
+        came = [item for item in items if isinstance(item, Block)]
+        for block in came:
+            if not 0 <= block.index < self.blocks.count or len(block.data) != self.blocks.length(block.index):
+                raise BadTransfer(f"no block {block.index} has {len(block.data)} bytes")
         with self._in_use():
-            for item in items:
-                if isinstance(item, Block):
-                    octets += len(item.data)
-                    self._write(item)
-                    written.append(item)
-                else:
-                    with self._lock:
-                        if isinstance(item, Same):
-                            again += self._compare(item)
-                        elif isinstance(item, Holes):
-                            self._take_holes(item)
-                        else:
-                            raise BadTransfer(f"a {type(item).__name__} is no part of a file")
-            if written:
-                with self._lock:
-                    for block in written:
-                        self.blocks.add(block.index, block.digest)
-                    self._note(b"".join(journal_block(self.key, block.index, block.digest) for block in written))
+            octets, done = 0, 0
+            for _, count in runs(block.index for block in came):
+                octets += self._write(came[done : done + count])
+                done += count
+            with self._lock:
+                for item in items:
+                    if isinstance(item, Same):
+                        again += self._compare(item)
+                    elif isinstance(item, Holes):
+                        self._take_holes(item)
+                    elif not isinstance(item, Block):
+                        raise BadTransfer(f"a {type(item).__name__} is no part of a file")
+                for block in came:
+                    self.blocks.add(block.index, block.digest)
+                if came:
+                    self._note(b"".join(journal_block(self.key, block.index, block.digest) for block in came))
         return again, octets
 
-    def _write(self, block: Block) -> None:
-        """Writes a block down.
+    def _write(self, run: list[Block]) -> int:
+        """Writes blocks down that follow one another; how many bytes that were.
 
-        Whether it came right is seen when it is read from the disk, which is done with every block anyway: it is then
-        found wrong wherever that happened, and to compute its digest here too would be to pay twice.
+        Whether they came right is seen when they are read from the disk, which is done with every block anyway: one is
+        then found wrong wherever that happened, and to compute its digest here too would be to pay twice.
         """
-        index, blocks = block.index, self.blocks
-        if not 0 <= index < blocks.count or len(block.data) != blocks.length(index):
-            raise BadTransfer(f"no block {index} has {len(block.data)} bytes")
-        at = index * blocks.block_size
-        _write_at(self._data, block.data, at)
-        self._unsynced += len(block.data)
+        at = run[0].index * self.blocks.block_size
+        octets = _write_at(self._data, [block.data for block in run], at)
+        self._unsynced += octets
         if self._unsynced >= _WRITEBACK:
-            start_writeback(self._data, max(0, at - self._unsynced), self._unsynced + len(block.data))
+            start_writeback(self._data, max(0, at + octets - self._unsynced), self._unsynced)
             self._unsynced = 0
+        return octets
 
     def _compare(self, same: Same) -> list[int]:
         blocks = self.blocks
@@ -246,7 +245,7 @@ class Partial:
         for index in range(holes.first, end):
             # Data of an earlier attempt, which the source has no more.
             if blocks.has(index) and blocks.digest(index) != self._zero:
-                _write_at(self._data, bytes(blocks.length(index)), index * blocks.block_size)
+                _write_at(self._data, [bytes(blocks.length(index))], index * blocks.block_size)
         blocks.add_run(holes.first, holes.count, self._zero)
         last = blocks.count - 1
         if end - 1 == last and blocks.length(last) != blocks.block_size:
@@ -331,7 +330,11 @@ def _open_own(name: str, directory: int) -> int:
     return fd
 
 
-def _write_at(fd: int, data: bytes | memoryview, at: int) -> None:
-    written = os.pwrite(fd, data, at)
-    while written < len(data):
-        written += os.pwrite(fd, memoryview(data)[written:], at + written)
+def _write_at(fd: int, pieces: Sequence[bytes | memoryview], at: int) -> int:
+    octets = sum(map(len, pieces))
+    written = os.pwritev(fd, pieces, at)
+    if written < octets:
+        rest = memoryview(b"".join(pieces))
+        while written < octets:
+            written += os.pwrite(fd, rest[written:], at + written)
+    return octets
