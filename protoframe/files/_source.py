@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import threading
 
-from protoframe.files._blocks import BlockMap, block_size_for, digest_function, runs, zero_digest
+from protoframe.files._blocks import BlockMap, block_count, block_size_for, digest_function, runs, zero_digest
 from protoframe.files._contract import Block, Digest, Holes, Same, Sent, Source, SourceChanged
 
 __all__ = ["SourceFile"]
+
+#: Bytes that are read at a time.
+_PIECE = 2 * 1024 * 1024
 
 
 class SourceFile:
@@ -75,13 +78,13 @@ class SourceFile:
                     found.append(Holes(index, holes))
                     index += holes
                     continue
-                data, digest = self._read(index)
-                if wanted[index]:
-                    found.append(Block(index, digest, memoryview(data)))
-                else:
-                    same.append(index)
-                octets -= len(data)
-                index += 1
+                for data, digest in self._read(index, 1 if self._is_sparse else min(octets, _PIECE)):
+                    if wanted[index]:
+                        found.append(Block(index, digest, data))
+                    else:
+                        same.append(index)
+                    octets -= len(data)
+                    index += 1
         for start, count in runs(same):
             found.append(Same(start, b"".join(blocks.digest(number) for number in range(start, start + count))))
         return found, index
@@ -92,7 +95,7 @@ class SourceFile:
         :raises SourceChanged: one is another than when it was read before.
         """
         with self._lock:
-            return [Block(index, digest, memoryview(data)) for index in indexes for data, digest in [self._read(index)]]
+            return [Block(index, digest, data) for index in indexes for data, digest in self._read(index, 1)]
 
     def whole(self) -> bytes:
         """The digest of the file, all blocks of which were read.
@@ -111,23 +114,28 @@ class SourceFile:
         if _identity(os.fstat(self._fd)) != self._status:
             raise SourceChanged("the file changed while it was copied")
 
-    def _read(self, index: int) -> tuple[bytes, bytes]:
+    def _read(self, first: int, octets: int) -> list[tuple[memoryview, bytes]]:
+        """Blocks from this one on, until so many bytes are read, each with its digest."""
         blocks = self.blocks
-        length = blocks.length(index)
-        data = os.pread(self._fd, length, index * blocks.block_size)
-        if len(data) != length:
-            data = self._read_rest(data, index, length)
-        digest = self._function(data)
-        if blocks.has(index):
-            if blocks.digest(index) != digest:
-                raise SourceChanged("a block of the file is not what it was when it was read before")
-        else:
-            blocks.add(index, digest)
-        return data, digest
+        size = blocks.block_size
+        at = first * size
+        data = memoryview(self._read_at(at, min(-(-octets // size) * size, blocks.size - at)))
+        found = []
+        for index in range(first, first + block_count(len(data), size)):
+            block = data[index * size - at : (index + 1) * size - at]
+            digest = self._function(block)
+            if blocks.has(index):
+                if blocks.digest(index) != digest:
+                    raise SourceChanged("a block of the file is not what it was when it was read before")
+            else:
+                blocks.add(index, digest)
+            found.append((block, digest))
+        return found
 
-    def _read_rest(self, data: bytes, index: int, length: int) -> bytes:
+    def _read_at(self, at: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, at)
         while len(data) < length:
-            more = os.pread(self._fd, length - len(data), index * self.blocks.block_size + len(data))
+            more = os.pread(self._fd, length - len(data), at + len(data))
             if not more:
                 raise SourceChanged("the file became shorter while it was copied")
             data += more
