@@ -36,7 +36,7 @@ def test_the_tables_fit_one_another() -> None:
 def test_a_program_that_is_not_there_is_left_out_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers.shutil, "which", lambda *_, **__: None)
     jobs, missing = jobs_of(WORKLOADS, [], [], 1.0, COPIERS)
-    assert {job.peer for job in jobs} == {"protoframe", "protoframe, UDP"}
+    assert {job.peer for job in jobs} == {"protoframe", "protoframe, BLAKE3", "protoframe, UDP"}
     assert "rsync daemon is left out: the program rsync (Debian's package rsync) is not installed" in missing
 
 

@@ -1,7 +1,7 @@
 """The command line: `python -m benchmarks.files`, from the root of the repository.
 
 Knows the options, and in which order things are run and shown.  The clients of protoframe that it starts are this
-module too: ``take WAY LOCAL REMOTE WHERE``.
+module too: ``take WAY LOCAL REMOTE WHERE DIGEST``.
 """
 
 from __future__ import annotations

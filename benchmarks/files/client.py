@@ -15,8 +15,8 @@ from benchmarks.files.workloads import PUT
 __all__ = ["take"]
 
 
-def take(way: str, local: str, remote: str, where: str) -> None:
-    """Copies, and prints what it took.
+def take(way: str, local: str, remote: str, where: str, digest: str) -> None:
+    """Copies, verifying with this digest, and prints what it took.
 
     :raises SystemExit: something could not be copied.
     """
@@ -24,11 +24,11 @@ def take(way: str, local: str, remote: str, where: str) -> None:
     from twisted.internet.task import react
 
     from benchmarks.files.runner import peak
-    from protoframe.files import FileClient
+    from protoframe.files import Digest, FileClient
 
     async def copy(_: Any) -> None:
         began = time.perf_counter()
-        async with FileClient(reactor, where) as client:
+        async with FileClient(reactor, where, digest=Digest(digest)) as client:
             summary = await (client.put(local, remote) if way == PUT else client.get(remote, local))
             seconds = time.perf_counter() - began
         if summary.failed:

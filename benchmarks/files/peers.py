@@ -72,10 +72,10 @@ def _protoframe_server(kind: str) -> Callable[[Path, Path, int], Command]:
     return serve
 
 
-def _protoframe_copy(kind: str) -> Callable[[str, Path, str, Path, Path, int], Command]:
+def _protoframe_copy(kind: str, digest: str = "sha256") -> Callable[[str, Path, str, Path, Path, int], Command]:
     def copy(way: str, local: Path, remote: str, _root: Path, _directory: Path, port: int) -> Command:
         where = f"{kind}:127.0.0.1:{port}"
-        return [sys.executable, "-m", "benchmarks.files", "take", way, str(local), remote, where]
+        return [sys.executable, "-m", "benchmarks.files", "take", way, str(local), remote, where, digest]
 
     return copy
 
@@ -145,10 +145,18 @@ COPIERS = {
             copy=_protoframe_copy("tcp"),
         ),
         Copier(
+            "protoframe, BLAKE3",
+            "",
+            ("protoframe", "twisted", "msgspec", "blake3"),
+            "The same with BLAKE3 in place of SHA-256, for information.",
+            serve=_protoframe_server("tcp"),
+            copy=_protoframe_copy("tcp", "blake3"),
+        ),
+        Copier(
             "protoframe, UDP",
             "",
             ("protoframe", "twisted", "msgspec"),
-            "The same over UDP, for information; with an eighth of the bytes.",
+            "With SHA-256 over UDP, for information; with an eighth of the bytes.",
             serve=_protoframe_server("udp"),
             copy=_protoframe_copy("udp"),
         ),

@@ -17,7 +17,7 @@ _FILE, _TREE = 1024, 100_000
 
 
 def _file(way: str, *more: str) -> Workload:
-    counts = dict.fromkeys(("protoframe", "rsync daemon", "scp", *more), _FILE)
+    counts = dict.fromkeys(("protoframe", "protoframe, BLAKE3", "rsync daemon", "scp", *more), _FILE)
     return Workload(
         name=f"{way} a file of 1 GiB", kind=Kind.COPY, counts={**counts, "protoframe, UDP": _FILE // 8}, size=1 << 20
     )
