@@ -46,7 +46,7 @@ demo: $(DEMO_INSTALLED)
 
 # trial runs what is trial's; pytest runs that too, and all the rest, in as many processes as there are cores.
 test: $(INSTALLED)
-	$(BIN)/trial tests
+	$(BIN)/trial --jobs=2 tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # As much more of what is left to chance as one has patience for.

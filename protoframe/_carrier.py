@@ -15,7 +15,7 @@ __all__ = ["Carrier"]
 class Carrier(typing.Protocol):
     """What brings frames to the peer.
 
-    :cvar allowance: octets that are handed to it at a time: what a peer must read for it to take more.
+    :cvar allowance: octets that are handed to it at a time, at first: what a peer must read for it to take more.
     :cvar is_confirming: whether it tells by `Outbox.confirm` when a large message has come, because what it sends later
         may come earlier.
     """

@@ -111,6 +111,7 @@ class Connection:
     :param helpers: further instances that serve methods, and any number of conversations: they are told of none.
     :param gone: called in the end.
     :ivar address: the peer's.
+    :ivar allowance: octets that are handed to the carrier at a time.
     :ivar identity: who the peer has shown to be; ``None`` for one that has shown nothing.
     :ivar timer_due: when the timer goes off that this and the carrier share; infinity for never.
     """
@@ -121,7 +122,6 @@ class Connection:
         "__weakref__",
         "_again",
         "_alarms",
-        "_allowance",
         "_anonymous",
         "_authenticating",
         "_authenticator",
@@ -156,6 +156,7 @@ class Connection:
         "_waiting_for_end",
         "_wake",
         "address",
+        "allowance",
         "identity",
         "protocols",
         "timer_due",
@@ -219,7 +220,7 @@ class Connection:
         )
         self._conversation.outbox.is_confirmed = carrier.is_confirming
         self._traffic = self._conversation.traffic
-        self._allowance = carrier.allowance
+        self.allowance = carrier.allowance
         self._keeper = keeper
         self._paused = False
         self._busy = False
@@ -571,7 +572,7 @@ class Connection:
                     return
                 self._again = False
                 if not self._paused:
-                    frames = outbox.poll(self._allowance)
+                    frames = outbox.poll(self.allowance)
                     if frames:
                         self._carrier.send(frames)
                     calls = self._made_calls
@@ -640,7 +641,7 @@ class Connection:
 
     def _send_frames(self, *, large: bool = True) -> None:
         """Sends some of what is ready, of large messages too or not."""
-        frames = self._conversation.outbox.poll(self._allowance, large=large)
+        frames = self._conversation.outbox.poll(self.allowance, large=large)
         if frames and not self._over:
             self._carrier.send(frames)
 

@@ -37,6 +37,10 @@ _MOST_PIECES = 128
 #: Octets that a Twisted transport reads at a time, and as many as it is let where that is not enough.
 _READ = FileDescriptor.bufferSize
 _MOST_READ = 8 * _READ
+#: Octets that are sent at a time; and when so often in a row the kernel had room for all of them.
+_ALLOWANCE = 128 * 1024
+_MOST_ALLOWANCE = 4 * _ALLOWANCE
+_OFTEN = 16
 
 
 @implementer(IPushProducer)
@@ -60,12 +64,13 @@ class StreamCarrier(TwistedProtocol):
         "_reader",
         "_reads_more",
         "_socket",
+        "_times_taken",
         "connection",
         "factory",
         "transport",
     )
 
-    allowance = 512 * 1024
+    allowance = _ALLOWANCE
     # What is sent later comes later.
     is_confirming = False
     connection: Connection
@@ -86,6 +91,7 @@ class StreamCarrier(TwistedProtocol):
         self._is_over = False
         self._socket: Any = None
         self._is_direct = False
+        self._times_taken = 0
         self._reads_more = False
         self._reader = FrameReader(limits.max_frame, limits.frame_timeout)
 
@@ -231,15 +237,26 @@ class StreamCarrier(TwistedProtocol):
         try:
             sent = self._socket.sendmsg(frames)
         except OSError:
+            self._is_slow()
             return False
         for number, frame in enumerate(frames):
             if sent < len(frame):
                 self._is_direct = False
+                self._is_slow()
                 rest = [frame[sent:], *frames[number + 1 :]]
                 self.transport.write(b"".join(rest))
                 break
             sent -= len(frame)
+        else:
+            self._times_taken += 1
+            if self._times_taken == _OFTEN:
+                self.connection.allowance = _MOST_ALLOWANCE
         return True
+
+    def _is_slow(self) -> None:
+        """The peer reads slower than this end sends: it must not have to read much before it is seen to read at all."""
+        self._times_taken = 0
+        self.connection.allowance = _ALLOWANCE
 
     def _may_be_direct(self) -> bool:
         """Whether the transport has nothing to write that was given to it before."""

@@ -142,11 +142,18 @@ class Transport:
         self._tempDataBuffer.extend(pieces)
 
 
+class Peer:
+    """What a carrier of large messages asks of its connection."""
+
+    allowance = StreamCarrier.allowance
+
+
 class Sending(SynchronousTestCase):
     def carrier(self, *takes):
         made = StreamCarrier(lambda *_: None, Limits(), lambda: 0.0, pauses_peer=False)
         made.transport = Transport()
         made._socket = Socket(takes)
+        made.connection = Peer()
         return made
 
     def sent(self, carrier):
@@ -177,6 +184,16 @@ class Sending(SynchronousTestCase):
         carrier._socket.taken, carrier.transport._tempDataBuffer = b"", []
         carrier.send([b"d" * 10])
         self.assertEqual(carrier._socket.taken, b"d" * 10)
+
+    def test_more_is_sent_at_a_time_to_a_peer_that_takes_all_and_less_as_soon_as_it_does_not(self):
+        frames = [noise(20_000), noise(9_000, 2)]
+        for last in ((28_999,), (None, None)):
+            carrier = self.carrier(*[29_000] * 16, *last)
+            seen = []
+            for _ in range(17):
+                carrier.send(frames)
+                seen.append(carrier.connection.allowance)
+            self.assertEqual(seen, [131_072] * 15 + [524_288, 131_072])
 
     def test_more_is_read_at_a_time_while_much_comes(self):
         carrier = self.carrier()
