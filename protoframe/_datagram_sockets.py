@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 
 from protoframe._clock import Timer, call_later, clock_of
 from protoframe._datagram import DatagramCarrier, lose_datagram
+from protoframe._datagram_ports import open_port
 from protoframe._stream import TurnedAway
 from protoframe.core.datagram.association import Address, Association, Path
 from protoframe.core.datagram.gate import Gate
@@ -32,7 +33,6 @@ from protoframe.core.datagram.knock import Knock
 from protoframe.core.datagram.packets import (
     BASE_SIZE,
     DATA_OVERHEAD,
-    LARGEST_SIZE,
     Data,
     Initial,
     Kind,
@@ -352,7 +352,7 @@ class DatagramClient:
         host, port = self._address
         interface = "::" if ":" in host else "0.0.0.0"  # noqa: S104 - the kernel chooses the one that leads there
         opened = _ClientSocket(self)
-        self._reactor.listenUDP(0, opened, interface=interface, maxPacketSize=LARGEST_SIZE)
+        open_port(self._reactor, 0, opened, interface)
         try:
             opened.transport.connect(host, port)
         except Exception:

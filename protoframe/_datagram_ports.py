@@ -1,0 +1,97 @@
+"""Ports of UDP that are read one datagram at a time, where the reactor lets anybody have its own.
+
+Knows Twisted's UDP ports and reactors; not what is in a datagram, nor whose it is.  A reactor that opens sockets in a
+way of its own, as a simulated one does, opens these too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.posixbase import PosixReactorBase
+from twisted.internet.protocol import DatagramProtocol
+from twisted.internet.udp import Port
+from twisted.python import log
+
+from protoframe.core.datagram.packets import LARGEST_SIZE
+
+__all__ = ["DatagramPort", "adopt_port", "open_port"]
+
+#: Datagrams that are read in one turn of the reactor at most, so that others have theirs.
+MOST_IN_A_TURN = 64
+#: Turns for which a port reads on after one in which it found several datagrams; and after as many others it looks
+#: again.
+_TURNS = 16
+
+# Of one datagram, which is copied out of it before anybody else can read.
+_buffer = bytearray(LARGEST_SIZE)
+_view = memoryview(_buffer).toreadonly()
+
+
+class DatagramPort(Port):
+    """A port that reads one datagram when the reactor says that there is one, and others only where that is worth it.
+
+    Twisted's own reads until there is nothing left, which it finds out by an exception: one for each datagram, where
+    they come one at a time, beside a large buffer that is made for each.  A reactor says again that there is something
+    to read where more is left.
+    """
+
+    _turns_left = 0
+
+    def doRead(self) -> None:
+        """There is something to read."""
+        if not self._read_one():
+            return
+        left = self._turns_left - 1
+        if left >= 0 or left == -_TURNS:
+            left = _TURNS if self._read_on() else max(left, 0)
+        self._turns_left = left
+
+    def _read_on(self) -> bool:
+        """Reads what else there is, up to a bound; whether there was anything."""
+        read = 1
+        while read < MOST_IN_A_TURN and self._read_one():
+            read += 1
+        return read > 1
+
+    def _read_one(self) -> bool:
+        address: Any = self._connectedAddr
+        try:
+            if address is None:
+                size, address = self.socket.recvfrom_into(_buffer)
+            else:
+                size = self.socket.recv_into(_buffer)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except (ConnectionRefusedError, ConnectionResetError):
+            # Windows has the second for the first.
+            if address is not None:
+                self.protocol.connectionRefused()
+            return False
+        try:
+            self.protocol.datagramReceived(bytes(_view[:size]), address if len(address) == 2 else address[:2])
+        except Exception:
+            log.err()
+        return True
+
+
+def open_port(reactor: Any, port: int, protocol: DatagramProtocol, interface: str) -> Any:
+    """What `IReactorUDP.listenUDP` does.
+
+    :raises CannotListenError: the port is taken.
+    """
+    if not isinstance(reactor, PosixReactorBase):
+        return reactor.listenUDP(port, protocol, interface=interface, maxPacketSize=LARGEST_SIZE)
+    opened = DatagramPort(port, protocol, interface, LARGEST_SIZE, reactor)
+    opened.startListening()
+    return opened
+
+
+def adopt_port(reactor: Any, descriptor: int, family: int, protocol: DatagramProtocol) -> Any:
+    """What `IReactorSocket.adoptDatagramPort` does."""
+    if not isinstance(reactor, PosixReactorBase):
+        return reactor.adoptDatagramPort(descriptor, family, protocol, maxPacketSize=LARGEST_SIZE)
+    make = getattr(DatagramPort, "_fromListeningDescriptor")  # noqa: B009 - it has no public name
+    opened = make(reactor, descriptor, family, protocol, LARGEST_SIZE)
+    opened.startListening()
+    return opened
