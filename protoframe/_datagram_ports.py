@@ -36,43 +36,39 @@ class DatagramPort(Port):
     to read where more is left.
     """
 
+    # Turns for which it reads on; below 0 those since it did so last.
     _turns_left = 0
 
     def doRead(self) -> None:
-        """There is something to read."""
-        if not self._read_one():
-            return
+        """There is something to read.
+
+        :raises OSError: the socket is of no use any more; the reactor closes it.
+        """
         left = self._turns_left - 1
-        if left >= 0 or left == -_TURNS:
-            left = _TURNS if self._read_on() else max(left, 0)
-        self._turns_left = left
-
-    def _read_on(self) -> bool:
-        """Reads what else there is, up to a bound; whether there was anything."""
-        read = 1
-        while read < MOST_IN_A_TURN and self._read_one():
+        most = MOST_IN_A_TURN if left >= 0 or left == -_TURNS else 1
+        read = 0
+        while read < most and self.connected:
+            address: Any = self._connectedAddr
+            try:
+                if address is None:
+                    size, address = self.socket.recvfrom_into(_buffer)
+                else:
+                    size = self.socket.recv_into(_buffer)
+            except (BlockingIOError, InterruptedError):
+                break
+            except (ConnectionRefusedError, ConnectionResetError):
+                # Windows has the second for the first.
+                if self._connectedAddr is not None:
+                    self.protocol.connectionRefused()
+                break
             read += 1
-        return read > 1
-
-    def _read_one(self) -> bool:
-        address: Any = self._connectedAddr
-        try:
-            if address is None:
-                size, address = self.socket.recvfrom_into(_buffer)
-            else:
-                size = self.socket.recv_into(_buffer)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except (ConnectionRefusedError, ConnectionResetError):
-            # Windows has the second for the first.
-            if address is not None:
-                self.protocol.connectionRefused()
-            return False
-        try:
-            self.protocol.datagramReceived(bytes(_view[:size]), address if len(address) == 2 else address[:2])
-        except Exception:
-            log.err()
-        return True
+            try:
+                self.protocol.datagramReceived(bytes(_view[:size]), address if len(address) == 2 else address[:2])
+            except Exception:
+                log.err()
+        if most > 1:
+            left = _TURNS if read > 1 else max(left, 0)
+        self._turns_left = left
 
 
 def open_port(reactor: Any, port: int, protocol: DatagramProtocol, interface: str) -> Any:

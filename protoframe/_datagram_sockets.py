@@ -91,17 +91,11 @@ def peer_address(address: Address) -> IPv4Address | IPv6Address:
 
 
 class _Port(DatagramProtocol):
-    """What both ends do with a socket.
-
-    :param is_connected: whether it sends to one address alone.
-    """
+    """What both ends do with a socket."""
 
     noisy = False
     transport: Any
     _handle: Any = None
-
-    def __init__(self, *, is_connected: bool) -> None:
-        self._is_connected = is_connected
 
     def startProtocol(self) -> None:
         """Sets the socket up."""
@@ -124,26 +118,10 @@ class _Port(DatagramProtocol):
         """The socket is closed."""
         self._handle = None
 
-    def refused(self) -> None:
-        """Nothing listens at the other end of a connected socket."""
-
-    def send_datagram(self, datagram: bytes, address: Address) -> bool:
-        """Sends a datagram, or loses it, as a network may; whether it is too large for this machine."""
-        try:
-            if self._handle is None:
-                if self.transport is not None:
-                    self.transport.write(datagram, None if self._is_connected else address)
-            elif self._is_connected:
-                self._handle.send(datagram)
-            else:
-                self._handle.sendto(datagram, address)
-        except MessageLengthError:
-            return True
-        except OSError as error:
-            if error.errno == errno.ECONNREFUSED and self._is_connected:
-                self.refused()
-            return error.errno == errno.EMSGSIZE
-        return False
+    def _write(self, datagram: bytes, address: Address | None) -> None:
+        """Sends a datagram where there is no socket of the system's, but something that Twisted has as one."""
+        if self.transport is not None:
+            self.transport.write(datagram, address)
 
 
 class DatagramServer(_Port):
@@ -154,7 +132,6 @@ class DatagramServer(_Port):
     """
 
     def __init__(self, reactor: Any, factory: Any) -> None:
-        super().__init__(is_connected=False)
         self._reactor = reactor
         self._clock = clock_of(reactor)
         self._factory = factory
@@ -165,14 +142,29 @@ class DatagramServer(_Port):
         self._resets = Allowance(_RESET_BURST, _RESET_RATE, self._clock())
         self._is_listening = True
 
+    def send_datagram(self, datagram: bytes, address: Address) -> bool:
+        """Sends a datagram, or loses it, as a network may; whether it is too large for this machine."""
+        handle = self._handle
+        try:
+            if handle is not None:
+                handle.sendto(datagram, address)
+            else:
+                self._write(datagram, address)
+        except MessageLengthError:
+            return True
+        except OSError as error:
+            return error.errno == errno.EMSGSIZE
+        return False
+
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Takes a datagram.  Nothing but what a client sends is ever answered."""
         try:
-            plain = read_plain(datagram)
+            plain = read_plain(datagram, _TO_SERVER)
             if plain is not None:
-                carrier = self._carriers.get(plain[1])
-                if carrier is not None and plain[0] == _TO_SERVER:
-                    carrier.plain_received(plain, datagram, addr)
+                carrier = self._carriers.get(plain[0])
+                if carrier is not None:
+                    if not carrier.plain_received(plain, datagram, addr):
+                        carrier.datagram_received(datagram, _TO_SERVER, addr)
                     return
             kind, identifier = read_kind(datagram)
             if kind == _TO_SERVER:
@@ -285,12 +277,25 @@ class _ClientSocket(_Port):
     """One socket of a client, connected to the server."""
 
     def __init__(self, client: DatagramClient) -> None:
-        super().__init__(is_connected=True)
         self._client = client
+        # At once: each datagram comes by here.
+        self.datagramReceived = client.datagram_received  # type: ignore[method-assign]
 
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Hands on what came."""
-        self._client.datagram_received(datagram)
+    def send_datagram(self, datagram: bytes, _: Address) -> bool:
+        """Sends a datagram, or loses it, as a network may; whether it is too large for this machine."""
+        handle = self._handle
+        try:
+            if handle is not None:
+                handle.send(datagram)
+            else:
+                self._write(datagram, None)
+        except MessageLengthError:
+            return True
+        except OSError as error:
+            if error.errno == errno.ECONNREFUSED:
+                self.refused()
+            return error.errno == errno.EMSGSIZE
+        return False
 
     def refused(self) -> None:
         """Hands on that the server's machine says that nothing listens there."""
@@ -375,15 +380,16 @@ class DatagramClient:
                 self._timer.cancel()
             self._timer = call_later(self._reactor, knock.next_timer() - now, self._ask)
 
-    def datagram_received(self, datagram: bytes) -> None:
+    def datagram_received(self, datagram: bytes, _: Any = None) -> None:
         """Takes a datagram of the server's."""
         if self._is_over:
             return
         carrier = self._carrier
         try:
-            plain = read_plain(datagram)
-            if plain is not None and carrier is not None and plain[1] == self._client_id and plain[0] == _TO_CLIENT:
-                carrier.plain_received(plain, datagram, self._address)
+            plain = read_plain(datagram, _TO_CLIENT)
+            if plain is not None and carrier is not None and plain[0] == self._client_id:
+                if not carrier.plain_received(plain, datagram, self._address):
+                    carrier.datagram_received(datagram, _TO_CLIENT, self._address)
                 self._refusals = 0
                 return
             kind, identifier = read_kind(datagram)
