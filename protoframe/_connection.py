@@ -546,12 +546,11 @@ class Connection:
                     traffic.events = []
                     caller = self._made_calls
                     for number, event in enumerate(events, 1):
-                        of = type(event)
                         try:
-                            if of is ResponseReceived:
+                            if type(event) is ResponseReceived:
                                 (caller or self.calls).answered(event)
-                            elif of is not RequestReceived:
-                                _REACTIONS[of](self, event)
+                            elif type(event) is not RequestReceived:
+                                _REACTIONS[type(event)](self, event)
                             elif traffic.is_closed:
                                 # What came after it ended the conversation.
                                 pass

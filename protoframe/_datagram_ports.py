@@ -6,8 +6,11 @@ way of its own, as a simulated one does, opens these too.
 
 from __future__ import annotations
 
+import os
+from time import monotonic
 from typing import Any
 
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.udp import Port
@@ -22,6 +25,10 @@ MOST_IN_A_TURN = 64
 #: Turns for which a port reads on after one in which it found several datagrams; and after as many others it looks
 #: again.
 _TURNS = 16
+#: Seconds after a datagram in which the reactor does not go to sleep, where the next one mostly comes within them.
+AWAKE = 0.0001
+#: How often in a row nothing may come within them, and after how many datagrams it is tried again then.
+PATIENCE, RETRY_AFTER = 3, 64
 
 # Of one datagram, which is copied out of it before anybody else can read.
 _buffer = bytearray(LARGEST_SIZE)
@@ -34,16 +41,32 @@ class DatagramPort(Port):
     Twisted's own reads until there is nothing left, which it finds out by an exception: one for each datagram, where
     they come one at a time, beside a large buffer that is made for each.  A reactor says again that there is something
     to read where more is left.
+
+    Nor does the reactor go to sleep at once where peers answer at once: that, and to be woken, takes several times as
+    long as such an answer.  It goes on with its turns, in which everything else is heeded as ever, for a tenth of a
+    millisecond; where nothing came several times, it is let sleep, and that is tried again now and then.
     """
 
+    reactor: Any
     # Turns for which it reads on; below 0 those since it did so last.
     _turns_left = 0
+    # What keeps the reactor awake, until when, and how often that was in vain since it was of use, and datagrams since.
+    _keeping_awake: IDelayedCall | None = None
+    _awake_until = 0.0
+    _in_vain = 0
+
+    def startListening(self) -> None:
+        """Opens the socket, or takes the one that it was given."""
+        # Where there is one processor, whoever is to answer needs it.
+        self._may_stay_awake = processors() > 1
+        super().startListening()
 
     def doRead(self) -> None:
         """There is something to read.
 
         :raises OSError: the socket is of no use any more; the reactor closes it.
         """
+        is_in_time = monotonic() < self._awake_until
         left = self._turns_left - 1
         most = MOST_IN_A_TURN if left >= 0 or left == -_TURNS else 1
         read = 0
@@ -64,11 +87,50 @@ class DatagramPort(Port):
             read += 1
             try:
                 self.protocol.datagramReceived(bytes(_view[:size]), address if len(address) == 2 else address[:2])
-            except Exception:
+            except BaseException:
+                # The reactor would close the port.
                 log.err()
         if most > 1:
             left = _TURNS if read > 1 else max(left, 0)
         self._turns_left = left
+        if read and self._may_stay_awake:
+            self._stay_awake(is_in_time=is_in_time)
+
+    def _stay_awake(self, *, is_in_time: bool) -> None:
+        """A datagram came: the next one may come at once.
+
+        :param is_in_time: whether this one did.
+        """
+        if is_in_time:
+            self._in_vain = 0
+        elif self._in_vain >= PATIENCE:
+            self._in_vain += 1
+            if self._in_vain < PATIENCE + RETRY_AFTER:
+                return
+            self._in_vain = PATIENCE
+        self._awake_until = monotonic() + AWAKE
+        if self._keeping_awake is None and self.connected:
+            self._keeping_awake = self.reactor.callLater(0, self._keep_awake)
+
+    def _keep_awake(self) -> None:
+        if monotonic() < self._awake_until:
+            self._keeping_awake = self.reactor.callLater(0, self._keep_awake)
+        else:
+            self._keeping_awake = None
+            self._in_vain += 1
+
+    def connectionLost(self, reason: Any = None) -> None:
+        """The socket is to be closed."""
+        if self._keeping_awake is not None:
+            self._keeping_awake.cancel()
+            self._keeping_awake = None
+        super().connectionLost(reason)
+
+
+def processors() -> int:
+    """How many this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def open_port(reactor: Any, port: int, protocol: DatagramProtocol, interface: str) -> Any:

@@ -279,7 +279,7 @@ class _ClientSocket(_Port):
     def __init__(self, client: DatagramClient) -> None:
         self._client = client
         # At once: each datagram comes by here.
-        self.datagramReceived = client.datagram_received  # type: ignore[method-assign]
+        self.datagramReceived = client.datagram_received  # type: ignore[assignment]
 
     def send_datagram(self, datagram: bytes, _: Address) -> bool:
         """Sends a datagram, or loses it, as a network may; whether it is too large for this machine."""
