@@ -27,7 +27,7 @@ MOST_IN_A_TURN = 64
 _TURNS = 16
 #: Seconds after a datagram in which the reactor does not go to sleep, where the next one mostly comes within them.
 AWAKE = 0.0001
-#: How often in a row nothing may come within them, and after how many datagrams it is tried again then.
+#: How often more than not nothing may come within them, and after how many datagrams it is tried again then.
 PATIENCE, RETRY_AFTER = 3, 64
 
 # Of one datagram, which is copied out of it before anybody else can read.
@@ -44,13 +44,14 @@ class DatagramPort(Port):
 
     Nor does the reactor go to sleep at once where peers answer at once: that, and to be woken, takes several times as
     long as such an answer.  It goes on with its turns, in which everything else is heeded as ever, for a tenth of a
-    millisecond; where nothing came several times, it is let sleep, and that is tried again now and then.
+    millisecond; where that is in vain more often than not, it is let sleep, and it is tried again now and then.
     """
 
     reactor: Any
     # Turns for which it reads on; below 0 those since it did so last.
     _turns_left = 0
-    # What keeps the reactor awake, until when, and how often that was in vain since it was of use, and datagrams since.
+    # What keeps the reactor awake, until when, and how often more than not that was in vain; once that is too often, the
+    # datagrams since are counted in it too.
     _keeping_awake: IDelayedCall | None = None
     _awake_until = 0.0
     _in_vain = 0
@@ -102,7 +103,7 @@ class DatagramPort(Port):
         :param is_in_time: whether this one did.
         """
         if is_in_time:
-            self._in_vain = 0
+            self._in_vain = max(min(self._in_vain, PATIENCE) - 1, 0)
         elif self._in_vain >= PATIENCE:
             self._in_vain += 1
             if self._in_vain < PATIENCE + RETRY_AFTER:

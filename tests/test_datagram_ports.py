@@ -273,12 +273,33 @@ class StayingAwake(Case):
         assert not self.is_awake
         while not self.is_awake:
             self.came()
-        self.came()
+        for _ in range(PATIENCE):
+            self.came()
         for _ in range(PATIENCE - 1):
             self.later(AWAKE * 2)
             assert not self.is_awake
             self.came()
             assert self.is_awake
+
+    def test_where_it_is_in_vain_more_often_than_not_it_is_given_up(self) -> None:
+        awake = 0
+        for _ in range(2 * RETRY_AFTER):
+            self.came()
+            self.later(AWAKE / 2)
+            self.came()
+            awake += self.is_awake
+            self.later(AWAKE * 2)
+            self.came()
+            self.later(AWAKE * 2)
+        assert 0 < awake < RETRY_AFTER
+
+    def test_where_it_is_of_use_more_often_than_not_it_goes_on(self) -> None:
+        for _ in range(2 * RETRY_AFTER):
+            for _ in range(3):
+                self.came()
+                assert self.is_awake
+                self.later(AWAKE / 2)
+            self.later(AWAKE)
 
     def test_a_turn_that_found_nothing_keeps_nobody_awake(self) -> None:
         assert self.turn() == 0
