@@ -45,13 +45,15 @@ class DatagramPort(Port):
     Nor does the reactor go to sleep at once where peers answer at once: that, and to be woken, takes several times as
     long as such an answer.  It goes on with its turns, in which everything else is heeded as ever, for a tenth of a
     millisecond; where that is in vain more often than not, it is let sleep, and it is tried again now and then.
+
+    What takes the datagrams says, by what `datagramReceived` returns, which of them are worth it: a stranger's are not.
     """
 
     reactor: Any
     # Turns for which it reads on; below 0 those since it did so last.
     _turns_left = 0
-    # What keeps the reactor awake, until when, and how often more than not that was in vain; once that is too often, the
-    # datagrams since are counted in it too.
+    # What keeps the reactor awake, until when, and how often more than not that was in vain.  Once that is too often,
+    # the datagrams since then are counted in it too.
     _keeping_awake: IDelayedCall | None = None
     _awake_until = 0.0
     _in_vain = 0
@@ -71,6 +73,7 @@ class DatagramPort(Port):
         left = self._turns_left - 1
         most = MOST_IN_A_TURN if left >= 0 or left == -_TURNS else 1
         read = 0
+        is_known = False
         while read < most and self.connected:
             address: Any = self._connectedAddr
             try:
@@ -87,14 +90,15 @@ class DatagramPort(Port):
                 break
             read += 1
             try:
-                self.protocol.datagramReceived(bytes(_view[:size]), address if len(address) == 2 else address[:2])
+                if self.protocol.datagramReceived(bytes(_view[:size]), address if len(address) == 2 else address[:2]):
+                    is_known = True
             except BaseException:
                 # The reactor would close the port.
                 log.err()
         if most > 1:
             left = _TURNS if read > 1 else max(left, 0)
         self._turns_left = left
-        if read and self._may_stay_awake:
+        if is_known and self._may_stay_awake:
             self._stay_awake(is_in_time=is_in_time)
 
     def _stay_awake(self, *, is_in_time: bool) -> None:

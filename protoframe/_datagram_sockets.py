@@ -156,8 +156,8 @@ class DatagramServer(_Port):
             return error.errno == errno.EMSGSIZE
         return False
 
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Takes a datagram.  Nothing but what a client sends is ever answered."""
+    def datagramReceived(self, datagram: bytes, addr: Any) -> bool:  # type: ignore[override]
+        """Takes a datagram; whether it is of a client that was let in.  Nothing but what one sends is ever answered."""
         try:
             plain = read_plain(datagram, _TO_SERVER)
             if plain is not None:
@@ -165,18 +165,19 @@ class DatagramServer(_Port):
                 if carrier is not None:
                     if not carrier.plain_received(plain, datagram, addr):
                         carrier.datagram_received(datagram, _TO_SERVER, addr)
-                    return
+                    return True
             kind, identifier = read_kind(datagram)
             if kind == _TO_SERVER:
                 carrier = self._carriers.get(identifier)
                 if carrier is not None:
                     carrier.datagram_received(datagram, kind, addr)
-                else:
-                    self._reset(datagram, addr)
+                    return True
+                self._reset(datagram, addr)
             elif kind == Kind.INITIAL and self._is_listening:
                 self._knocked(Initial.parse(datagram), addr)
         except Malformed:
             pass
+        return False
 
     def _reset(self, datagram: bytes, address: Address) -> None:
         """A client speaks of an association that is gone: tells it so, in fewer octets than it sent."""
@@ -380,10 +381,10 @@ class DatagramClient:
                 self._timer.cancel()
             self._timer = call_later(self._reactor, knock.next_timer() - now, self._ask)
 
-    def datagram_received(self, datagram: bytes, _: Any = None) -> None:
-        """Takes a datagram of the server's."""
+    def datagram_received(self, datagram: bytes, _: Any = None) -> bool:
+        """Takes a datagram of the server's; whether it is of the conversation."""
         if self._is_over:
-            return
+            return False
         carrier = self._carrier
         try:
             plain = read_plain(datagram, _TO_CLIENT)
@@ -391,19 +392,21 @@ class DatagramClient:
                 if not carrier.plain_received(plain, datagram, self._address):
                     carrier.datagram_received(datagram, _TO_CLIENT, self._address)
                 self._refusals = 0
-                return
+                return True
             kind, identifier = read_kind(datagram)
             if kind in _WITH_SEGMENTS and identifier == self._client_id and carrier is not None:
                 self._refusals = 0
                 carrier.datagram_received(datagram, kind, self._address)
                 if carrier.association.token:
                     self._keep_token(carrier.association)
-            elif kind == Kind.RESET:
+                return True
+            if kind == Kind.RESET:
                 self._reset(Reset.parse(datagram))
             elif identifier == self._client_id and self._carrier is None:
                 self._answered(kind, datagram)
         except Malformed:
             pass
+        return False
 
     def _answered(self, kind: int, datagram: bytes) -> None:
         knock = self._knock

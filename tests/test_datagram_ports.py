@@ -7,17 +7,20 @@ import itertools
 import socket
 from typing import Any
 
+import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import DatagramProtocol
+from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from protoframe import _datagram_ports
+from protoframe import Factory, Protocol, _datagram_ports, connect, listen, request
 from protoframe._datagram_ports import AWAKE, MOST_IN_A_TURN, PATIENCE, RETRY_AFTER, DatagramPort, open_port
+from protoframe._datagram_sockets import DatagramServer, _ClientSocket
 from protoframe.core.datagram.packets import LARGEST_SIZE
 
 
@@ -28,12 +31,14 @@ class Taker(DatagramProtocol):
         self.came: list[bytes] = []
         self.sources: list[Any] = []
         self.refused = 0
+        self.is_known = True
         self.then: Any = lambda _: None
 
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+    def datagramReceived(self, datagram: bytes, addr: Any) -> bool:  # type: ignore[override]
         self.came.append(datagram)
         self.sources.append(addr)
         self.then(datagram)
+        return self.is_known
 
     def connectionRefused(self) -> None:
         self.refused += 1
@@ -305,6 +310,11 @@ class StayingAwake(Case):
         assert self.turn() == 0
         assert not self.is_awake
 
+    def test_a_stranger_keeps_nobody_awake(self) -> None:
+        self.taker.is_known = False
+        self.came()
+        assert not self.is_awake
+
     def test_a_port_that_is_closed_keeps_nobody_awake(self) -> None:
         self.came()
         assert self.is_awake
@@ -331,6 +341,50 @@ class StayingAwake(Case):
 
 # The function itself, which cases replace.
 _PROCESSORS = _datagram_ports.processors
+
+
+class Speech(Protocol):
+    @request
+    async def upper(self, text: str) -> str:
+        return text.upper()
+
+
+@pytest_twisted.ensureDeferred
+async def test_either_end_of_a_conversation_keeps_awake_and_what_is_of_none_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_datagram_ports, "processors", lambda: 2)
+    kept: list[type] = []
+
+    def stay_awake(port: DatagramPort, *, is_in_time: bool) -> None:
+        kept.append(type(port.protocol))
+
+    monkeypatch.setattr(DatagramPort, "_stay_awake", stay_awake)
+    server: Any = await listen(reactor, "udp:0:interface=127.0.0.1", Factory(Speech))
+    try:
+        came: Deferred[None] = Deferred()
+        receive = server.datagramReceived
+
+        def received(datagram: bytes, address: Any) -> bool:
+            known: bool = receive(datagram, address)
+            if not came.called:
+                came.callback(None)
+            return known
+
+        server.datagramReceived = received
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.sendto(b"x" * 100, ("127.0.0.1", server.getHost().port))
+            await came
+        await deferLater(reactor, 0, lambda: None)  # type: ignore[arg-type]
+        assert kept == []
+        async with connect(reactor, f"udp:127.0.0.1:{server.getHost().port}", Speech) as speech:
+            kept.clear()
+            for _ in range(100):
+                assert await speech.upper("hello") == "HELLO"
+        assert kept.count(DatagramServer) >= 100
+        assert kept.count(_ClientSocket) >= 100
+    finally:
+        await server.stopListening()
 
 
 @pytest_twisted.ensureDeferred
