@@ -211,7 +211,8 @@ DIRECT = """\
 The raw echo and the hand-written loop are no limits: they write by `transport.write`, which leaves octets to the
 reactor's next turn. protoframe gives them to the socket itself, when all that came is dealt with and after every 16
 events, which is why it can be as fast as they are, or faster. Those called *direct* do the same, and nothing is asked
-of the ratios to them: they show what protoframe's own work takes."""
+of the ratios to them: they show what protoframe's own work takes. Nor is the echo of raw datagrams a limit, one at a
+time: it sleeps until a datagram comes, and protoframe stays awake where the next one mostly comes at once."""
 
 #: Of what direct ones the ratios are told.
 DIRECT_ONES = [

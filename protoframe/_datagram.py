@@ -100,14 +100,16 @@ class DatagramCarrier:
 
     # What comes.
 
-    def plain_received(self, plain: Plain, datagram: bytes, address: Address) -> None:
-        """Takes a datagram of the association in which `read_plain` found frames and nothing else."""
+    def plain_received(self, plain: Plain, datagram: bytes, address: Address) -> bool:
+        """Takes a datagram of the association in which `read_plain` found frames and nothing else, where it is next.
+
+        :return: whether it was; otherwise it is for `datagram_received`.
+        """
         clock, association = self._clock, self.association
         now = clock()
         if not association.handle_plain(plain, address, now):
-            self.datagram_received(datagram, plain[0], address)
-            return
-        frames = plain[4]
+            return False
+        frames = plain[3]
         self._is_receiving = True
         try:
             self.connection.frames_received(frames, now)
@@ -115,6 +117,7 @@ class DatagramCarrier:
             self._is_receiving = False
             association.handled_plain(plain, datagram, now)
         self._received(frames, now)
+        return True
 
     def datagram_received(self, datagram: bytes, kind: int, address: Address) -> None:
         """Takes a datagram of the association: one TO_SERVER, TO_CLIENT or ACCEPT.

@@ -22,10 +22,10 @@ from zope.interface import implementer
 
 from protoframe._clock import Timer, call_later
 from protoframe._datagram import DatagramCarrier
+from protoframe._datagram_ports import adopt_port, open_port
 from protoframe._datagram_sockets import DatagramClient, DatagramServer
 from protoframe._endpoint_strings import bind_parts, number_of, port_of, split_endpoint
 from protoframe.core.datagram.association import Address
-from protoframe.core.datagram.packets import LARGEST_SIZE
 from protoframe.errors import Error
 
 __all__ = ["client_of_udp", "is_udp", "server_of_udp"]
@@ -87,7 +87,7 @@ class UDPServerEndpoint:
         """
         server = DatagramServer(self._reactor, factory)
         if self._systemd is None:
-            self._reactor.listenUDP(self._port, server, interface=self._interface, maxPacketSize=LARGEST_SIZE)
+            open_port(self._reactor, self._port, server, self._interface)
             return succeed(server)
         opened = _opened_by_systemd()
         if self._systemd >= len(opened):
@@ -97,7 +97,7 @@ class UDPServerEndpoint:
             if adopted.type != socket.SOCK_DGRAM or adopted.family not in (socket.AF_INET, socket.AF_INET6):
                 raise ValueError(f"socket {self._systemd} of systemd's is none for UDP")
             adopted.setblocking(False)
-            self._reactor.adoptDatagramPort(descriptor, adopted.family, server, maxPacketSize=LARGEST_SIZE)
+            adopt_port(self._reactor, descriptor, adopted.family, server)
         return succeed(server)
 
 

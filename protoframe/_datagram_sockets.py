@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 
 from protoframe._clock import Timer, call_later, clock_of
 from protoframe._datagram import DatagramCarrier, lose_datagram
+from protoframe._datagram_ports import open_port
 from protoframe._stream import TurnedAway
 from protoframe.core.datagram.association import Address, Association, Path
 from protoframe.core.datagram.gate import Gate
@@ -32,7 +33,6 @@ from protoframe.core.datagram.knock import Knock
 from protoframe.core.datagram.packets import (
     BASE_SIZE,
     DATA_OVERHEAD,
-    LARGEST_SIZE,
     Data,
     Initial,
     Kind,
@@ -91,17 +91,11 @@ def peer_address(address: Address) -> IPv4Address | IPv6Address:
 
 
 class _Port(DatagramProtocol):
-    """What both ends do with a socket.
-
-    :param is_connected: whether it sends to one address alone.
-    """
+    """What both ends do with a socket."""
 
     noisy = False
     transport: Any
     _handle: Any = None
-
-    def __init__(self, *, is_connected: bool) -> None:
-        self._is_connected = is_connected
 
     def startProtocol(self) -> None:
         """Sets the socket up."""
@@ -124,26 +118,10 @@ class _Port(DatagramProtocol):
         """The socket is closed."""
         self._handle = None
 
-    def refused(self) -> None:
-        """Nothing listens at the other end of a connected socket."""
-
-    def send_datagram(self, datagram: bytes, address: Address) -> bool:
-        """Sends a datagram, or loses it, as a network may; whether it is too large for this machine."""
-        try:
-            if self._handle is None:
-                if self.transport is not None:
-                    self.transport.write(datagram, None if self._is_connected else address)
-            elif self._is_connected:
-                self._handle.send(datagram)
-            else:
-                self._handle.sendto(datagram, address)
-        except MessageLengthError:
-            return True
-        except OSError as error:
-            if error.errno == errno.ECONNREFUSED and self._is_connected:
-                self.refused()
-            return error.errno == errno.EMSGSIZE
-        return False
+    def _write(self, datagram: bytes, address: Address | None) -> None:
+        """Sends a datagram where there is no socket of the system's, but something that Twisted has as one."""
+        if self.transport is not None:
+            self.transport.write(datagram, address)
 
 
 class DatagramServer(_Port):
@@ -154,7 +132,6 @@ class DatagramServer(_Port):
     """
 
     def __init__(self, reactor: Any, factory: Any) -> None:
-        super().__init__(is_connected=False)
         self._reactor = reactor
         self._clock = clock_of(reactor)
         self._factory = factory
@@ -165,26 +142,42 @@ class DatagramServer(_Port):
         self._resets = Allowance(_RESET_BURST, _RESET_RATE, self._clock())
         self._is_listening = True
 
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Takes a datagram.  Nothing but what a client sends is ever answered."""
+    def send_datagram(self, datagram: bytes, address: Address) -> bool:
+        """Sends a datagram, or loses it, as a network may; whether it is too large for this machine."""
+        handle = self._handle
         try:
-            plain = read_plain(datagram)
+            if handle is not None:
+                handle.sendto(datagram, address)
+            else:
+                self._write(datagram, address)
+        except MessageLengthError:
+            return True
+        except OSError as error:
+            return error.errno == errno.EMSGSIZE
+        return False
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> bool:  # type: ignore[override]
+        """Takes a datagram; whether it is of a client that was let in.  Nothing but what one sends is ever answered."""
+        try:
+            plain = read_plain(datagram, _TO_SERVER)
             if plain is not None:
-                carrier = self._carriers.get(plain[1])
-                if carrier is not None and plain[0] == _TO_SERVER:
-                    carrier.plain_received(plain, datagram, addr)
-                    return
+                carrier = self._carriers.get(plain[0])
+                if carrier is not None:
+                    if not carrier.plain_received(plain, datagram, addr):
+                        carrier.datagram_received(datagram, _TO_SERVER, addr)
+                    return True
             kind, identifier = read_kind(datagram)
             if kind == _TO_SERVER:
                 carrier = self._carriers.get(identifier)
                 if carrier is not None:
                     carrier.datagram_received(datagram, kind, addr)
-                else:
-                    self._reset(datagram, addr)
+                    return True
+                self._reset(datagram, addr)
             elif kind == Kind.INITIAL and self._is_listening:
                 self._knocked(Initial.parse(datagram), addr)
         except Malformed:
             pass
+        return False
 
     def _reset(self, datagram: bytes, address: Address) -> None:
         """A client speaks of an association that is gone: tells it so, in fewer octets than it sent."""
@@ -285,12 +278,25 @@ class _ClientSocket(_Port):
     """One socket of a client, connected to the server."""
 
     def __init__(self, client: DatagramClient) -> None:
-        super().__init__(is_connected=True)
         self._client = client
+        # At once: each datagram comes by here.
+        self.datagramReceived = client.datagram_received  # type: ignore[assignment]
 
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Hands on what came."""
-        self._client.datagram_received(datagram)
+    def send_datagram(self, datagram: bytes, _: Address) -> bool:
+        """Sends a datagram, or loses it, as a network may; whether it is too large for this machine."""
+        handle = self._handle
+        try:
+            if handle is not None:
+                handle.send(datagram)
+            else:
+                self._write(datagram, None)
+        except MessageLengthError:
+            return True
+        except OSError as error:
+            if error.errno == errno.ECONNREFUSED:
+                self.refused()
+            return error.errno == errno.EMSGSIZE
+        return False
 
     def refused(self) -> None:
         """Hands on that the server's machine says that nothing listens there."""
@@ -352,7 +358,7 @@ class DatagramClient:
         host, port = self._address
         interface = "::" if ":" in host else "0.0.0.0"  # noqa: S104 - the kernel chooses the one that leads there
         opened = _ClientSocket(self)
-        self._reactor.listenUDP(0, opened, interface=interface, maxPacketSize=LARGEST_SIZE)
+        open_port(self._reactor, 0, opened, interface)
         try:
             opened.transport.connect(host, port)
         except Exception:
@@ -375,29 +381,32 @@ class DatagramClient:
                 self._timer.cancel()
             self._timer = call_later(self._reactor, knock.next_timer() - now, self._ask)
 
-    def datagram_received(self, datagram: bytes) -> None:
-        """Takes a datagram of the server's."""
+    def datagram_received(self, datagram: bytes, _: Any = None) -> bool:
+        """Takes a datagram of the server's; whether it is of the conversation."""
         if self._is_over:
-            return
+            return False
         carrier = self._carrier
         try:
-            plain = read_plain(datagram)
-            if plain is not None and carrier is not None and plain[1] == self._client_id and plain[0] == _TO_CLIENT:
-                carrier.plain_received(plain, datagram, self._address)
+            plain = read_plain(datagram, _TO_CLIENT)
+            if plain is not None and carrier is not None and plain[0] == self._client_id:
+                if not carrier.plain_received(plain, datagram, self._address):
+                    carrier.datagram_received(datagram, _TO_CLIENT, self._address)
                 self._refusals = 0
-                return
+                return True
             kind, identifier = read_kind(datagram)
             if kind in _WITH_SEGMENTS and identifier == self._client_id and carrier is not None:
                 self._refusals = 0
                 carrier.datagram_received(datagram, kind, self._address)
                 if carrier.association.token:
                     self._keep_token(carrier.association)
-            elif kind == Kind.RESET:
+                return True
+            if kind == Kind.RESET:
                 self._reset(Reset.parse(datagram))
             elif identifier == self._client_id and self._carrier is None:
                 self._answered(kind, datagram)
         except Malformed:
             pass
+        return False
 
     def _answered(self, kind: int, datagram: bytes) -> None:
         knock = self._knock

@@ -309,7 +309,7 @@ class Association:
         Otherwise it is for `handle_datagram`, which would do the same with this one.  When the frames are dealt with,
         `handled_plain` is to follow.
         """
-        _, _, number, first, frames = plain
+        _, number, first, frames = plain
         received, done = self._received, self._inflow.done
         if number != received.end or first != done.end or address != self.path.address or not self._takes_plain:
             return False
@@ -320,7 +320,7 @@ class Association:
 
     def handled_plain(self, plain: Plain, datagram: bytes, now: float) -> None:
         """Takes account of what `handle_plain` took, which the answer need not wait for."""
-        _, _, number, first, frames = plain
+        _, number, first, frames = plain
         self._inflow.remember(first, len(frames), datagram[_PLAIN_OVERHEAD:])
         self._silent = 0
         self._unacknowledged += 1

@@ -340,10 +340,9 @@ _PLAIN = struct.Struct("!IBQQBQB" + HEADER.format.lstrip("!"))
 _PLAIN_SIZE = _PLAIN.size
 _unpack_plain = _PLAIN.unpack_from
 _pack_plain = struct.Struct("!BQQBQB").pack
-_PLAIN_KINDS = frozenset((int(Kind.TO_SERVER), int(Kind.TO_CLIENT)))
 
-#: The kind of such a packet, the connection id that it names, its number, the number of its first channel, its frames.
-Plain = tuple[int, int, int, int, list[Frame]]
+#: The connection id that such a packet names, its number, the number of its first channel, its frames.
+Plain = tuple[int, int, int, list[Frame]]
 
 RUN_OVERHEAD = _RUN_HEAD.size
 #: Frames in one RUN, or in one ONCE.
@@ -521,27 +520,29 @@ def parse_segments(datagram: bytes, at: int) -> list[Segment]:
     return segments
 
 
-def read_plain(datagram: bytes) -> Plain | None:
+def read_plain(datagram: bytes, wanted: int) -> Plain | None:
     """A packet with segments that has one RUN and nothing else, once its checksum is found right.
 
     Most are like that.  Of any other, or a malformed one, it gives ``None``: `read_kind` has more to say of them.
+
+    :param wanted: the kind of packet: TO_SERVER or TO_CLIENT.
     """
     end = len(datagram)
     if end < _PLAIN_SIZE:
         return None
     checksum, packet, identifier, number, segment, first, count, length, kind, flags, call_id = _unpack_plain(datagram)
-    if segment != _RUN or packet not in _PLAIN_KINDS or crc32(datagram[_CHECKSUM_SIZE:], _SEED) != checksum:
+    if packet != wanted or segment != _RUN or crc32(datagram[_CHECKSUM_SIZE:], _SEED) != checksum:
         return None
     at = _PLAIN_SIZE + length
     frames: list[Frame] = [(kind, flags, call_id, datagram[_PLAIN_SIZE:at])]
     if at == end and count == 1:
-        return packet, identifier, number, first, frames
+        return identifier, number, first, frames
     while at + _HEADER_SIZE <= end:
         length, kind, flags, call_id = _unpack_frame(datagram, at)
         body = at + _HEADER_SIZE
         at = body + length
         frames.append((kind, flags, call_id, datagram[body:at]))
-    return (packet, identifier, number, first, frames) if at == end and len(frames) == count else None
+    return (identifier, number, first, frames) if at == end and len(frames) == count else None
 
 
 def serialize_plain(kind: int, identifier: int, number: int, first: int, count: int, frames: bytes) -> bytes:
