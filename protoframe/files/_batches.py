@@ -1,13 +1,15 @@
 """Small files that come in a stream: written down as they come, and made durable together.
 
 Knows when a batch is enough; how it is written is `protoframe.files._small`'s.  While one batch is made durable the
-next is written down, so batches are as large as the disk is slow.  Runs in the reactor's thread, at both ends.
+next is written down, so batches are as large as the disk is slow.  But no two of them are written down, or put into
+their places, at once: threads that do so wait for each other most of the time, in the interpreter and in the file
+system.  Runs in the reactor's thread, at both ends.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 from twisted.internet.defer import Deferred
 
@@ -45,13 +47,19 @@ class Batches:
         self._octets = 0
         self._ended = False
 
-    async def feed(self, file: SmallFile) -> None:
-        """A file came; waits while too many are not written down."""
+    def feed(self, file: SmallFile) -> Awaitable[None] | None:
+        """A file came; what is to be waited for before the next one, where too many are not written down."""
         self._queue.append(file)
         self._octets += len(file.data)
         if len(self._queue) == 1 or len(self._queue) >= _PIECE:
             self._bell.ring()
-        while len(self._queue) > _WAITING or self._octets > _WAITING_OCTETS:
+        return self._until_room() if self._is_full() else None
+
+    def _is_full(self) -> bool:
+        return len(self._queue) > _WAITING or self._octets > _WAITING_OCTETS
+
+    async def _until_room(self) -> None:
+        while self._is_full():
             await self._room.wait()
 
     def end(self) -> None:
@@ -71,34 +79,37 @@ class Batches:
         """
         staged: Staged = []
         octets = 0
-        committing: Deferred[list[Outcome]] | None = None
+        # What is made durable now.
+        batch: Staged = []
+        syncing: Deferred[None] | None = None
         try:
             while True:
-                if committing is not None and committing.called:
-                    outcomes = await committing
-                    committing = None
-                    yield outcomes
-                if committing is None and staged and (not self._queue or len(staged) >= _MOST // 4):
-                    committing = self._disk.run(self._writer.commit, staged)
-                    committing.addBoth(self._rung)
-                    staged, octets = [], 0
+                if syncing is not None and syncing.called:
+                    done, syncing = syncing, None
+                    await done
+                    durable, batch = batch, []
+                    yield await self._disk.run(self._writer.place, durable)
+                if syncing is None and staged and (not self._queue or len(staged) >= _MOST // 4):
+                    batch, staged, octets = staged, [], 0
+                    syncing = self._disk.run(self._writer.sync, batch)
+                    syncing.addBoth(self._rung)
                 if self._queue and len(staged) < _MOST and octets < _MOST_OCTETS:
                     piece = self._piece()
                     octets += sum(len(file.data) for file in piece)
                     staged += await self._disk.run(self._writer.stage, piece)
                     self._room.ring()
-                elif committing is not None and not committing.called:
+                elif syncing is not None and not syncing.called:
                     await self._bell.wait()
-                elif committing is None and not staged:
+                elif syncing is None and not staged:
                     if self._ended and not self._queue:
                         return
                     if not self._queue:
                         await self._bell.wait()
         finally:
-            if committing is not None:
-                committing.addErrback(lambda _: None)
-            if staged:
-                self._disk.run(self._writer.abandon, staged).addErrback(lambda _: None)
+            if syncing is not None:
+                syncing.addErrback(lambda _: None)
+            if batch or staged:
+                self._disk.run(self._writer.abandon, batch + staged).addErrback(lambda _: None)
 
     def _piece(self) -> list[SmallFile]:
         piece: list[SmallFile] = []
@@ -110,6 +121,6 @@ class Batches:
         self._octets -= octets
         return piece
 
-    def _rung(self, result: list[Outcome]) -> list[Outcome]:
+    def _rung(self, result: None) -> None:
         self._bell.ring()
         return result

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, execute
 from twisted.python.failure import Failure
 
-__all__ = ["FULL", "Disk", "keep_memory", "start_writeback", "sync_filesystem"]
+__all__ = ["FULL", "Disk", "keep_memory", "rename_to_new", "start_writeback", "sync_filesystem"]
 
 T = TypeVar("T")
 
@@ -28,6 +28,11 @@ _sync_file_range = getattr(_libc, "sync_file_range", None)
 if _sync_file_range is not None:
     _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _SYNC_FILE_RANGE_WRITE = 2
+
+_renameat2 = getattr(_libc, "renameat2", None)
+if _renameat2 is not None:
+    _renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_RENAME_NOREPLACE = 1
 
 _mallopt = getattr(_libc, "mallopt", None)
 #: glibc's numbers: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX; and what each is set to.
@@ -56,6 +61,21 @@ def sync_filesystem(fd: int) -> bool:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return True
+
+
+def rename_to_new(name: str, directory: int, to: str, to_directory: int) -> bool:
+    """Renames a file where nothing has the new name; ``False`` where something has, or where this system cannot.
+
+    :raises OSError: it is not there, or cannot be renamed.
+    """
+    if _renameat2 is None:
+        return False
+    if _renameat2(directory, os.fsencode(name), to_directory, os.fsencode(to), _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in {errno.EEXIST, errno.EINVAL, errno.ENOSYS}:
+        return False
+    raise OSError(number, os.strerror(number), to)
 
 
 def start_writeback(fd: int, offset: int, length: int) -> None:

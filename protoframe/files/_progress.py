@@ -222,6 +222,11 @@ class Pace:
         self._rate = rate
         self._free_at = reactor.seconds() if rate else 0.0
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether anything is ever held back."""
+        return bool(self._rate)
+
     async def take(self, octets: int) -> None:
         """Waits until so many bytes may go."""
         if not self._rate:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from protoframe.files._blocks import digest_function
 from protoframe.files._contract import Digest, Missing, Outcome, SmallFile
-from protoframe.files._disk import FULL, sync_filesystem
+from protoframe.files._disk import FULL, rename_to_new, sync_filesystem
 from protoframe.files._tree import Directories, Tree, open_regular, size_at
 
 __all__ = ["SMALL", "BatchWriter", "read_small"]
@@ -68,7 +67,7 @@ def _read(directories: Directories, path: str, function: Callable[[bytes], bytes
 
 
 class BatchWriter:
-    """Writes small files, a batch at a time.  `stage` and `commit` of different batches may run at the same time.
+    """Writes small files, a batch at a time.  `sync` may run while other files are staged or put in their places.
 
     :param tree: where they are to be.
     :param digest: how they are verified.
@@ -90,7 +89,8 @@ class BatchWriter:
         self._replaced = replaced
         self._directory = tree.partials()
         self._prefix = f"s{os.urandom(6).hex()}-"
-        self._committing = threading.Lock()
+        # Those of which the process's mask takes nothing away.
+        self._kept_modes: set[int] = set()
 
     def stage(self, files: Iterable[SmallFile]) -> Staged:
         """Writes files down, and verifies them, under other names than theirs.
@@ -113,12 +113,17 @@ class BatchWriter:
                 return verdict
         name = f"{self._prefix}{next(_numbers):x}"
         try:
-            fd = os.open(name, _NEW, 0o600, dir_fd=self._directory)
+            mode = file.mode & 0o777
+            fd = os.open(name, _NEW, mode, dir_fd=self._directory)
             try:
+                if mode not in self._kept_modes:
+                    if os.fstat(fd).st_mode & 0o777 == mode:
+                        self._kept_modes.add(mode)
+                    else:
+                        os.fchmod(fd, mode)
                 whole = os.write(fd, file.data) == size
                 if whole and self._function(os.pread(fd, size + 1, 0)) == file.digest:
                     os.utime(fd, ns=(file.mtime_ns, file.mtime_ns))
-                    os.fchmod(fd, file.mode & 0o777)
                     return name
             finally:
                 os.close(fd)
@@ -129,19 +134,18 @@ class BatchWriter:
         self._drop(name, size)
         return Outcome.CORRUPT if whole else Outcome.NO_SPACE
 
-    def commit(self, staged: Staged) -> list[Outcome]:
-        """Makes files durable and puts each into its place; what became of each.
+    def place(self, staged: Staged) -> list[Outcome]:
+        """Puts files, which must be durable, into their places, durably; what became of each.
 
-        :raises OSError: nothing is known to be durable; none has got to its place.
+        Of two with one name the last is to stay: batches are placed one after another.
+
+        :raises OSError: not all places are known to be durable.
         """
         outcomes: list[Outcome] = []
         directories = Directories(self._tree, make=True)
         try:
-            self._sync(staged)
-            # Those of one batch after another: of two with one name the last is to stay.
-            with self._committing:
-                for file, name in staged:
-                    outcomes.append(self._place(directories, file, name) if isinstance(name, str) else name)
+            for file, name in staged:
+                outcomes.append(self._place(directories, file, name) if isinstance(name, str) else name)
             for fd in directories.opened.values():
                 os.fsync(fd)
         finally:
@@ -156,7 +160,11 @@ class BatchWriter:
             if isinstance(name, str):
                 self._drop(name, len(file.data))
 
-    def _sync(self, staged: Staged) -> None:
+    def sync(self, staged: Staged) -> None:
+        """Makes files durable, under the names that they have.
+
+        :raises OSError: nothing is known to be durable.
+        """
         names = [name for _, name in staged if isinstance(name, str)]
         if len(names) > 4 and sync_filesystem(self._tree.fd):
             return
@@ -170,6 +178,8 @@ class BatchWriter:
     def _place(self, directories: Directories, file: SmallFile, name: str) -> Outcome:
         try:
             fd, last = directories.parent(file.path)
+            if rename_to_new(name, self._directory, last, fd):
+                return Outcome.STORED
             before = size_at(fd, last)
             os.rename(name, last, src_dir_fd=self._directory, dst_dir_fd=fd)
         except OSError:

@@ -444,7 +444,7 @@ class TreeCopy:
     async def _put_small(self, waiting: deque[Entry], done: Callable[[Entry, Outcome], None]) -> None:
         singly: list[Entry] = []
         sent: deque[Entry] = deque()
-        digest = self._client.digest
+        digest, pace = self._client.digest, self._client.pace
 
         async def files() -> AsyncIterator[SmallFile]:
             async for piece in self._pieces(list(waiting), waiting):
@@ -454,7 +454,8 @@ class TreeCopy:
                         singly.append(entry)
                         waiting.remove(entry)
                         continue
-                    await self._client.pace.take(len(file.data))
+                    if pace.is_limited:
+                        await pace.take(len(file.data))
                     self._meter.move(len(file.data))
                     sent.append(entry)
                     yield SmallFile(self._prefix + file.path, file.mtime_ns, file.mode, file.digest, file.data)
@@ -475,7 +476,7 @@ class TreeCopy:
                 await self._large.add(entry)
 
     async def _get_small(self, waiting: deque[Entry], done: Callable[[Entry, Outcome], None]) -> None:
-        digest = self._client.digest
+        digest, pace = self._client.digest, self._client.pace
         writer = await self._disk.run(BatchWriter, self._tree, digest)
         batches = Batches(self._disk, writer)
         asked: deque[Entry] = deque()
@@ -502,9 +503,12 @@ class TreeCopy:
                             await self._large.add(entry)
                             continue
                         self._meter.move(len(file.data))
-                        await self._client.pace.take(len(file.data))
+                        if pace.is_limited:
+                            await pace.take(len(file.data))
                         staged.append(entry)
-                        await batches.feed(SmallFile(entry.path, file.mtime_ns, file.mode, file.digest, file.data))
+                        own = SmallFile(entry.path, file.mtime_ns, file.mode, file.digest, file.data)
+                        if (full := batches.feed(own)) is not None:
+                            await full
                 if asked:
                     raise BadTransfer("the server leaves files out")
             except BaseException as error:

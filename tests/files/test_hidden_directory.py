@@ -109,13 +109,13 @@ async def test_copy_the_unfinished_one_of_which_is_removed_fails(tmp_path, monke
 @pytest.mark.parametrize("count", [1, 20])
 @pytest_twisted.ensureDeferred
 async def test_small_files_that_are_removed_before_they_are_in_place_are_told(tmp_path, monkeypatch, count):
-    commit = BatchWriter.commit
+    sync = BatchWriter.sync
 
     def removed(self, staged):
         shutil.rmtree(tmp_path / "root" / HIDDEN, ignore_errors=True)
-        return commit(self, staged)
+        return sync(self, staged)
 
-    monkeypatch.setattr(BatchWriter, "commit", removed)
+    monkeypatch.setattr(BatchWriter, "sync", removed)
     async with ends(tmp_path) as both:
         for number in range(count):
             write(both.local / "tree" / f"{number}", b"x")

@@ -327,7 +327,8 @@ class FilesService(Files, name="Files"):
         async def fill() -> None:
             try:
                 async for file in files:
-                    await batches.feed(file)
+                    if (full := batches.feed(file)) is not None:
+                        await full
             except BaseException as error:
                 batches.fail(error)
             else:
