@@ -1,4 +1,4 @@
-"""Small files that come in a stream: written down as they come, and made durable together.
+"""Small files in a stream: read ahead where they are sent from, and where they come, made durable together.
 
 Knows when a batch is enough; how it is written is `protoframe.files._small`'s.  While one batch is made durable the
 next is written down, so batches are as large as the disk is slow.  But no two of them are written down, or put into
@@ -9,16 +9,20 @@ system.  Runs in the reactor's thread, at both ends.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 
 from twisted.internet.defer import Deferred
 
-from protoframe.files._contract import Outcome, SmallFile
+from protoframe.files._contract import Digest, Missing, Outcome, SmallFile
 from protoframe.files._copying import Bell
 from protoframe.files._disk import Disk
-from protoframe.files._small import BatchWriter, Staged
+from protoframe.files._small import BatchWriter, Staged, read_small
+from protoframe.files._tree import Tree
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "read_ahead"]
+
+#: Files that are read in one piece of disk work, while as many that were read before are sent.
+_READ = 128
 
 #: Files, and bytes, that are written down in one piece of disk work.
 _PIECE = 256
@@ -29,6 +33,22 @@ _MOST_OCTETS = 64 * 1024 * 1024
 #: What waits to be written down, at the most.
 _WAITING = 1024
 _WAITING_OCTETS = 4 * 1024 * 1024
+
+
+async def read_ahead(
+    disk: Disk, tree: Tree, paths: Sequence[str], digest: Digest
+) -> AsyncIterator[list[SmallFile | Missing]]:
+    """Small files, some at a time, in order; the next are read while the caller deals with some."""
+    parts = [paths[at : at + _READ] for at in range(0, len(paths), _READ)]
+    ahead: Deferred[list[SmallFile | Missing]] | None = None
+    try:
+        for number in range(len(parts)):
+            found = await (ahead or disk.run(read_small, tree, parts[number], digest))
+            ahead = disk.run(read_small, tree, parts[number + 1], digest) if number + 1 < len(parts) else None
+            yield found
+    finally:
+        if ahead is not None:
+            ahead.addErrback(lambda _: None)
 
 
 class Batches:

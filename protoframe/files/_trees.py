@@ -18,7 +18,7 @@ from msgspec import structs
 from twisted.internet.defer import CancelledError, Deferred
 
 from protoframe import Error, Unavailable
-from protoframe.files._batches import Batches
+from protoframe.files._batches import Batches, read_ahead
 from protoframe.files._contract import (
     BadTransfer,
     CorruptCopy,
@@ -36,7 +36,7 @@ from protoframe.files._contract import (
 from protoframe.files._copying import Bell
 from protoframe.files._disk import Disk
 from protoframe.files._progress import Action, Change, Meter
-from protoframe.files._small import SMALL, BatchWriter, read_small
+from protoframe.files._small import SMALL, BatchWriter
 from protoframe.files._tree import Refused, Tree
 from protoframe.files._verifying import small_digests
 
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Direction", "TreeCopy"]
 
-#: Small files that are asked for, or read, at a time.
-_PIECE = 64
+#: Small files that are asked for, or taken to be sent, at a time.
+_PIECE = 512
 #: Entries that wait to be copied, at the most.
 _WAITING = 2048
 #: Paths that wait for their small file, at the most.
@@ -446,22 +446,26 @@ class TreeCopy:
         sent: deque[Entry] = deque()
         digest, pace = self._client.digest, self._client.pace
 
-        async def files() -> AsyncIterator[SmallFile]:
+        async def small() -> AsyncIterator[SmallFile]:
             async for piece in self._pieces(list(waiting), waiting):
-                found = await self._disk.run(read_small, self._tree, [entry.path for entry in piece], digest)
-                for entry, file in zip(piece, found, strict=True):
-                    if isinstance(file, Missing):
-                        singly.append(entry)
-                        waiting.remove(entry)
-                        continue
-                    if pace.is_limited:
-                        await pace.take(len(file.data))
-                    self._meter.move(len(file.data))
-                    sent.append(entry)
-                    yield SmallFile(self._prefix + file.path, file.mtime_ns, file.mode, file.digest, file.data)
+                entries = iter(piece)
+                reading = read_ahead(self._disk, self._tree, [entry.path for entry in piece], digest)
+                async with aclosing(cast("Any", reading)) as parts:
+                    async for files in parts:
+                        for file, entry in zip(files, entries, strict=False):
+                            if isinstance(file, Missing):
+                                singly.append(entry)
+                                waiting.remove(entry)
+                                continue
+                            if pace.is_limited:
+                                await pace.take(len(file.data))
+                            self._meter.move(len(file.data))
+                            sent.append(entry)
+                            path = self._prefix + file.path
+                            yield SmallFile(path, file.mtime_ns, file.mode, file.digest, file.data)
 
         try:
-            async with aclosing(cast("Any", self._client.files.write_many(files(), digest))) as answers:
+            async with aclosing(cast("Any", self._client.files.write_many(small(), digest))) as answers:
                 async for outcomes in answers:
                     for outcome in outcomes:
                         if not sent:

@@ -25,7 +25,7 @@ from protoframe.files import (
     ReadOnly,
     Source,
     SourceChanged,
-    _trees,
+    _batches,
 )
 from protoframe.files._blocks import BlockMap, digest_function
 from protoframe.files._partial import Partial, clean_partials
@@ -294,14 +294,13 @@ async def test_tree_is_copied_and_then_only_what_differs(tmp_path, way):
 
 @both_ways
 async def test_tree_goes_on_after_lost_connections(tmp_path, way, monkeypatch):
-    # In pieces of 64: as the sending end reads the second, third and fourth.
-    home = _trees if way == "put" else _service
-    read_small = home.read_small
+    # In pieces of 128: as the sending end reads the second, third and fourth.
+    read_small = _batches.read_small
     calls = []
 
     async with ends(tmp_path, client=QUICK) as both:
         source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
-        every = make_tree(source / "tree", 260)
+        every = make_tree(source / "tree", 520)
 
         def cut(*arguments):
             calls.append(1)
@@ -309,7 +308,7 @@ async def test_tree_goes_on_after_lost_connections(tmp_path, way, monkeypatch):
                 reactor.callFromThread(both.cut)
             return read_small(*arguments)
 
-        monkeypatch.setattr(home, "read_small", cut)
+        monkeypatch.setattr(_batches, "read_small", cut)
         summary = await copy_tree(both, way)
         assert contents(target / "tree") == every
         assert summary.failed == 0

@@ -42,13 +42,13 @@ from protoframe.files import (
     Verified,
     split_path,
 )
-from protoframe.files._batches import Batches
+from protoframe.files._batches import Batches, read_ahead
 from protoframe.files._blocks import is_block_size, transfer_key
 from protoframe.files._contract import Digests, Outcomes, Paths
 from protoframe.files._copying import Receiver, Sender, pump
 from protoframe.files._disk import FULL, Disk
 from protoframe.files._partial import Partial, clean_partials, unfinished
-from protoframe.files._small import BatchWriter, read_small
+from protoframe.files._small import BatchWriter
 from protoframe.files._source import SourceFile
 from protoframe.files._tree import Tree, size_at
 from protoframe.files._verifying import small_digests
@@ -70,8 +70,6 @@ _CLEANING = 3600.0
 _MOST_COPIES = 64
 #: Paths that one message may ask for.
 _MOST_PATHS = 1024
-#: Small files that are read in one piece of disk work.
-_READ_AHEAD = 64
 
 #: Faults of the machine, of which the caller hears that there was one.
 _FAULTS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.EROFS, errno.ESTALE})
@@ -282,17 +280,16 @@ class FilesService(Files, name="Files"):
         async for some in paths:
             if len(some) > _MOST_PATHS:
                 raise BadTransfer(f"{_MOST_PATHS} paths may be asked for at a time")
-            for at in range(0, len(some), _READ_AHEAD):
-                part = some[at : at + _READ_AHEAD]
-                allowed = [path for path in part if (parts := split_path(path)) and may_read(parts, permissions)]
-                found = await self._disk.run(read_small, self._tree, allowed, digest)
-                if len(allowed) == len(part):
-                    for file in found:
+            allowed = [path for path in some if (parts := split_path(path)) and may_read(parts, permissions)]
+            waiting = iter(some)
+            async with aclosing(cast("Any", read_ahead(self._disk, self._tree, allowed, digest))) as reading:
+                async for files in reading:
+                    for file in files:
+                        while (path := next(waiting)) != file.path:
+                            yield Missing(path)
                         yield file
-                else:
-                    by_path = {file.path: file for file in found}
-                    for path in part:
-                        yield by_path.get(path) or Missing(path)
+            for path in waiting:
+                yield Missing(path)
 
     async def write_many(self, files: AsyncIterator[SmallFile], digest: Digest) -> AsyncIterator[Outcomes]:
         """Copies small files from the caller."""
