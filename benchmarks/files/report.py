@@ -112,8 +112,8 @@ ratio is protoframe's figure divided by the other's in the same round; what is s
 least and the most.
 
 On a virtual machine whose host takes free memory away, what is written to memory that has to be given anew takes
-several times as long as otherwise. So before each copy begins, as much memory as it takes is used and freed again, for
-every program alike; some of the spread is of that still.
+several times as long as otherwise, for every program alike, and most after a pause: hence much of the spread. A program
+that starts faster finds more of what the copy before it has freed.
 """
 
 MEMORY = """\

@@ -30,8 +30,6 @@ __all__ = ["CopyRunner", "peak"]
 
 #: Seconds that a server has to listen, and a copy to be done.
 LISTENING, LONGEST = 30.0, 900.0
-#: Bytes of memory that a small file takes at least.
-PAGE = 4096
 
 
 def peak(process: int) -> int:
@@ -91,7 +89,6 @@ class CopyRunner(Runner):
                 if not (_serves_datagrams(errors) if is_udp else _connects(port, server)):
                     raise Failed(f"its server does not listen: {said_in(errors) or 'it said nothing'}")
                 command = peer.copy(way, local, remote, root, settings, port)
-                _touch_memory(settings, job.count * (MIB if job.workload.kind is Kind.COPY else PAGE))
                 began = time.perf_counter()
                 output = _done(command)
                 seconds = time.perf_counter() - began
@@ -105,15 +102,6 @@ class CopyRunner(Runner):
                 return seconds
             finally:
                 end(server)
-
-
-def _touch_memory(directory: Path, octets: int) -> None:
-    """Uses as much memory as a copy will, and frees it: a host that took it away has to give it back first."""
-    path, some = directory / "memory", bytes(MIB)
-    with path.open("wb", buffering=0) as file:
-        for _ in range(-(-octets // MIB)):
-            file.write(some)
-    path.unlink()
 
 
 def _start(command: list[str], errors: IO[bytes]) -> subprocess.Popen[str]:
