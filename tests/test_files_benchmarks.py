@@ -56,8 +56,9 @@ def test_a_copy_that_is_not_whole_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def handlers() -> Iterator[None]:
-    """Has signals be dealt with afterwards as they were before."""
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Has signals be dealt with afterwards as they were before, and nobody pause."""
+    monkeypatch.setattr("benchmarks.files.runner._PAUSE", 0.0)
     before = {each: signal.getsignal(each) for each in STOPPING}
     yield
     for number, handler in before.items():

@@ -112,8 +112,8 @@ ratio is protoframe's figure divided by the other's in the same round; what is s
 least and the most.
 
 On a virtual machine whose host takes free memory away, what is written to memory that has to be given anew takes
-several times as long as otherwise, for every program alike, and most after a pause: hence much of the spread. A program
-that starts faster finds more of what the copy before it has freed.
+several times as long as otherwise. There is a pause of five seconds before each copy, so that all programs find memory
+in the same state, whether they start fast or not; much of the spread is of that.
 """
 
 MEMORY = """\

@@ -30,6 +30,9 @@ __all__ = ["CopyRunner", "peak"]
 
 #: Seconds that a server has to listen, and a copy to be done.
 LISTENING, LONGEST = 30.0, 900.0
+#: Seconds before each copy, after which a host has taken away what memory the copy before it has freed.  Without them
+#: a program that starts fast would find it, and another not.
+_PAUSE = 5.0
 
 
 def peak(process: int) -> int:
@@ -89,6 +92,7 @@ class CopyRunner(Runner):
                 if not (_serves_datagrams(errors) if is_udp else _connects(port, server)):
                     raise Failed(f"its server does not listen: {said_in(errors) or 'it said nothing'}")
                 command = peer.copy(way, local, remote, root, settings, port)
+                time.sleep(_PAUSE)
                 began = time.perf_counter()
                 output = _done(command)
                 seconds = time.perf_counter() - began

@@ -26,8 +26,10 @@ from protoframe.files import (
     Source,
     SourceChanged,
     _batches,
+    _disk,
 )
 from protoframe.files._blocks import BlockMap, digest_function
+from protoframe.files._disk import rename_to_new
 from protoframe.files._partial import Partial, clean_partials
 from protoframe.files._source import SourceFile
 from protoframe.files._tree import Tree
@@ -521,3 +523,47 @@ async def test_digest_that_the_server_lacks_is_told(tmp_path, monkeypatch):
 def test_client_refuses_numbers_out_of_bounds():
     with pytest.raises(ValueError, match="at_once"):
         FileClient(reactor, "tcp:127.0.0.1:1", at_once=0)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o077])
+@both_ways
+async def test_small_files_have_their_modes_whatever_the_mask_of_the_process_is(tmp_path, way, mask):
+    before = os.umask(mask)
+    try:
+        async with ends(tmp_path) as both:
+            source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
+            modes = {f"{number}": mode for number, mode in enumerate([0o644, 0o600, 0o755, 0o644, 0o755, 0o666])}
+            for name, mode in modes.items():
+                write(source / "tree" / name, b"x").chmod(mode)
+            await copy_tree(both, way)
+            assert {name: (target / "tree" / name).stat().st_mode & 0o777 for name in modes} == modes
+    finally:
+        os.umask(before)
+
+
+@both_ways
+async def test_small_files_replace_others_where_the_system_cannot_rename_without_replacing(tmp_path, way, monkeypatch):
+    monkeypatch.setattr(_disk, "_renameat2", None)
+    async with ends(tmp_path) as both:
+        source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
+        for contents_now in (b"old", b"new one"):
+            for number in range(20):
+                write(source / "tree" / f"{number}", contents_now)
+            summary = await copy_tree(both, way)
+            assert (summary.files, summary.failed) == (20, 0)
+            assert set(contents(target / "tree").values()) == {contents_now}
+
+
+def test_rename_to_what_is_new_replaces_nothing(tmp_path):
+    write(tmp_path / "one", b"1")
+    write(tmp_path / "two", b"2")
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert not rename_to_new("one", fd, "two", fd)
+        assert contents(tmp_path) == {"one": b"1", "two": b"2"}
+        assert rename_to_new("one", fd, "three", fd)
+        assert contents(tmp_path) == {"two": b"2", "three": b"1"}
+        with pytest.raises(FileNotFoundError, match="four"):
+            rename_to_new("one", fd, "four", fd)
+    finally:
+        os.close(fd)
