@@ -222,13 +222,15 @@ class Outlet:
         buffer = self._buffer
         start = before + (1 if self._json and self._count > 1 else 0)
         size = len(buffer) - start
-        if size <= self._max_size and self._count == 1:
+        if size > self._max_size:
+            del buffer[before:]
+            self._count -= 1
+            raise travelling(MessageTooLarge(f"an item is {size} bytes, and {self._max_size} are allowed"))
+        if self._count == 1:
             return
-        item = buffer[start:] if size <= self._max_size else b""
+        item = buffer[start:]
         del buffer[before:]
         self._count -= 1
-        if size > self._max_size:
-            raise travelling(MessageTooLarge(f"an item is {size} bytes, and {self._max_size} are allowed"))
         while self._count:
             # Where others have used the room meanwhile, it has to be waited for first.
             self.flush()

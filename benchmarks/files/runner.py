@@ -22,7 +22,7 @@ from benchmarks.files.sources import MIB, has_arrived, source
 from benchmarks.files.workloads import GET, PUT
 from benchmarks.loads import free_port
 from benchmarks.progress import Progress
-from benchmarks.queues.servers import UNBLOCKED
+from benchmarks.queues.servers import UNBLOCKED, connect_until
 from benchmarks.runner import Failed, Job, Runner, end, said_in, start
 from benchmarks.workloads import Kind
 
@@ -89,7 +89,8 @@ class CopyRunner(Runner):
         with tempfile.TemporaryFile() as errors:
             server = _start(peer.serve(root, settings, port), errors)
             try:
-                if not (_serves_datagrams(errors) if is_udp else _connects(port, server)):
+                until = time.monotonic() + LISTENING
+                if not (_serves_datagrams(errors, until) if is_udp else connect_until(port, server, until)):
                     raise Failed(f"its server does not listen: {said_in(errors) or 'it said nothing'}")
                 command = peer.copy(way, local, remote, root, settings, port)
                 time.sleep(_PAUSE)
@@ -127,22 +128,8 @@ def _done(command: list[str]) -> str:
     return output
 
 
-def _connects(port: int, process: subprocess.Popen[str]) -> bool:
-    """Whether a process comes to listen."""
-    until = time.monotonic() + LISTENING
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return True
-    return False
-
-
-def _serves_datagrams(output: IO[bytes]) -> bool:
+def _serves_datagrams(output: IO[bytes], until: float) -> bool:
     """Whether a server says that it listens, which of datagrams nobody else can tell."""
-    until = time.monotonic() + LISTENING
     while time.monotonic() < until:
         output.seek(0)
         if b"starting on" in output.read():

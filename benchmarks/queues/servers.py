@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.loads import free_port
 from benchmarks.runner import SIGNALS, Failed, end, said_in, start
 
-__all__ = ["PROGRAMS", "QueueServer", "nats_can_sync", "version"]
+__all__ = ["PROGRAMS", "UNBLOCKED", "QueueServer", "connect_until", "nats_can_sync", "version"]
 
 #: Seconds until a server accepts connections; RabbitMQ takes ten and more.
 LISTENING = 60.0
@@ -169,11 +169,11 @@ class QueueServer:
         port = free_port(socket.SOCK_STREAM)
         variables = {"ERL_EPMD_PORT": str(port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
         self._names = self._start(["epmd"], variables)
-        _connect_until(port, self._names, time.monotonic() + LISTENING)
+        connect_until(port, self._names, time.monotonic() + LISTENING)
         return variables
 
     def _wait(self) -> None:
-        if not _connect_until(self.port, self.process, time.monotonic() + LISTENING):
+        if not connect_until(self.port, self.process, time.monotonic() + LISTENING):
             raise Failed(f"its server does not listen: {said_in(self._errors) or 'it said nothing'}")
 
     def end(self) -> None:
@@ -213,7 +213,7 @@ def _of_session(leader: int) -> list[int]:
     return found
 
 
-def _connect_until(port: int, process: subprocess.Popen[str], until: float) -> bool:
+def connect_until(port: int, process: subprocess.Popen[str], until: float) -> bool:
     """Whether a process came to listen."""
     while process.poll() is None and time.monotonic() < until:
         try:

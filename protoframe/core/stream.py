@@ -110,7 +110,7 @@ class FrameReader:
             held += memoryview(data)[taken : taken + lacking]
             taken += lacking
             if not self.version and not opens_like_a_preface(bytes(held)):
-                opening = describe(bytes(held + data[taken:])[:16])
+                opening = describe(bytes(held + data[taken : taken + 16])[:16])
                 held.clear()
                 raise RemoteProtocolError(f"the peer does not speak protoframe: it opened with {opening}")
             if taken > len(data):
@@ -124,7 +124,7 @@ class FrameReader:
             if length > self._max_payload:
                 raise self._too_large(length)
             if len(held) == _HEADER_LENGTH + length:
-                # Of what is copied once more, only that of a chunk is not copied here.
+                # That of a chunk is copied to where its message is put together, and not here as well.
                 payload = memoryview(held)[_HEADER_LENGTH:]
                 frames.append((kind, flags, call_id, payload if kind == _CHUNK else bytes(payload)))  # type: ignore[arg-type]
                 break

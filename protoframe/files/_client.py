@@ -38,7 +38,7 @@ from protoframe.files._contract import (
     Verified,
     Want,
 )
-from protoframe.files._copying import Receiver, Sender
+from protoframe.files._copying import Receiver, Sender, whole_digest
 from protoframe.files._disk import Disk
 from protoframe.files._partial import Partial, clean_partials
 from protoframe.files._progress import Change, Meter, Pace, Progress, Summary
@@ -51,9 +51,6 @@ __all__ = ["FileClient"]
 _log = Logger(namespace="protoframe.files")
 
 T = TypeVar("T")
-
-#: Bytes that are read for one piece of disk work, of a file whose digest alone is wanted.
-_STRETCH = 8 * 1024 * 1024
 
 
 class FileClient:
@@ -297,10 +294,7 @@ class FileClient:
         """The digest of a file of a tree of this end."""
         source = await self.disk.run(lambda: SourceFile(tree.open_file(name), self.digest, block_size))
         try:
-            nothing, index = bytearray(source.blocks.count), 0
-            while index < source.blocks.count:
-                _, index = await self.disk.run(source.stretch, index, nothing, _STRETCH)
-            whole = await self.disk.run(source.whole)
+            whole = await whole_digest(self.disk, source)
         finally:
             self.disk.run(source.close)
         return Verified(whole, source.source.block_size, source.source.size, source.source.mtime_ns)

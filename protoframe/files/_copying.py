@@ -31,11 +31,13 @@ from protoframe.files._disk import Disk
 from protoframe.files._partial import Partial
 from protoframe.files._source import SourceFile
 
-__all__ = ["Bell", "Receiver", "Sender", "pump"]
+__all__ = ["Bell", "Receiver", "Sender", "pump", "whole_digest"]
 
 #: Bytes that are read, or written, in one piece of disk work.
 _STRETCH = 2048 * 1024
-#: How many of these are read before they are sent.
+#: Bytes that are read in one piece of disk work, of a file whose digest alone is wanted.
+_THROUGH = 8 * 1024 * 1024
+#: How many stretches are read before they are sent.
 _AHEAD = 2
 #: Bytes that are verified in one piece of disk work.
 _SLICE = 32 * 1024 * 1024
@@ -93,6 +95,7 @@ class _ReadAhead:
         self._source = source
         self._wanted = wanted
         self._index = 0
+        self._is_over = False
         self._is_reading = False
         self._came: deque[list[Sent]] = deque()
         self._bell = Bell()
@@ -108,8 +111,12 @@ class _ReadAhead:
         self._read()
         return items
 
+    def stop(self) -> None:
+        """Reads no further: the file is closed, and so may the threads be."""
+        self._is_over = True
+
     def _read(self) -> None:
-        if not self._is_reading and self._index < len(self._wanted) and len(self._came) < _AHEAD:
+        if not self._is_over and not self._is_reading and self._index < len(self._wanted) and len(self._came) < _AHEAD:
             self._is_reading = True
             reading = self._disk.run(self._source.stretch, self._index, self._wanted, _STRETCH)
             reading.addCallbacks(self._have, lambda failure: self._bell.fail(failure.value))
@@ -120,6 +127,18 @@ class _ReadAhead:
         self._came.append(items)
         self._read()
         self._bell.ring()
+
+
+async def whole_digest(disk: Disk, source: SourceFile) -> bytes:
+    """The digest of a file, all of which is read for it.
+
+    :raises SourceChanged: it changed meanwhile.
+    :raises OSError: it cannot be read.
+    """
+    nothing, index = bytearray(source.blocks.count), 0
+    while index < source.blocks.count:
+        _, index = await disk.run(source.stretch, index, nothing, _THROUGH)
+    return await disk.run(source.whole)
 
 
 class Sender:
@@ -191,11 +210,14 @@ class Sender:
         for first, count in self._want.ranges:
             wanted[first : first + count] = b"\1" * count
         reading = _ReadAhead(self._disk, self._source, wanted)
-        while (items := await reading.take()) is not None:
-            for item in items:
-                if isinstance(item, Block):
-                    await self._may_send(item)
-                yield item
+        try:
+            while (items := await reading.take()) is not None:
+                for item in items:
+                    if isinstance(item, Block):
+                        await self._may_send(item)
+                    yield item
+        finally:
+            reading.stop()
         while self.receipt is None:
             while self._again:
                 some, self._again = self._again[:8], self._again[8:]

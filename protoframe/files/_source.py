@@ -1,6 +1,6 @@
 """The file that is copied, at the end that has it: its blocks, its holes, and whether it has changed.
 
-Knows one open file, by calls that block; what is sent of it, and when, is `protoframe.files._sending`'s.
+Knows one open file, by calls that block; what is sent of it, and when, is `protoframe.files._copying`'s.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The receiving end of a copy by itself: what it says of what comes."""
+"""Both ends of a copy, each by itself: what a receiver says of what comes, and how far ahead a sender reads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from protoframe.files import _copying
 from protoframe.files._blocks import BlockMap
 from protoframe.files._contract import Again, Block, Digest, Got, Receipt, Source, Want, Whole
 from protoframe.files._copying import Receiver
@@ -73,3 +74,46 @@ class ReceiverTests(SynchronousTestCase):
         self.assertEqual(self.next(), Got(BLOCK))
         self.assertIsInstance(self.next(), Receipt)
         self.assertEqual(self.tree.stat("file").size, SIZE)
+
+
+class Stretches:
+    """A source of ten blocks, a stretch each, that notes what was read."""
+
+    def __init__(self, fails_at: int = 10) -> None:
+        self.read: list[int] = []
+        self._fails_at = fails_at
+
+    def stretch(self, first: int, wanted: bytearray, octets: int) -> tuple[list[int], int]:
+        if first == self._fails_at:
+            raise OSError("the disk is gone")
+        self.read.append(first)
+        return [first], first + 1
+
+
+class ReadAhead(SynchronousTestCase):
+    def reading(self, source: Stretches) -> _copying._ReadAhead:
+        return _copying._ReadAhead(Disk(Clock(), threads=0), source, bytearray(10))  # type: ignore[arg-type]
+
+    def take(self, reading: _copying._ReadAhead) -> object:
+        return self.successResultOf(Deferred.fromCoroutine(reading.take()))
+
+    def test_it_is_as_far_ahead_as_it_may_be_and_gives_everything_in_order(self) -> None:
+        source = Stretches()
+        reading = self.reading(source)
+        self.assertEqual(len(source.read), _copying._AHEAD)
+        for number in range(10):
+            self.assertEqual(self.take(reading), [number])
+            self.assertEqual(len(source.read), min(10, number + 1 + _copying._AHEAD))
+        self.assertIsNone(self.take(reading))
+
+    def test_nothing_is_read_once_it_is_stopped(self) -> None:
+        source = Stretches()
+        reading = self.reading(source)
+        reading.stop()
+        self.take(reading)
+        self.assertEqual(len(source.read), _copying._AHEAD)
+
+    def test_what_was_read_before_a_failure_comes_before_it(self) -> None:
+        reading = self.reading(Stretches(fails_at=1))
+        self.assertEqual(self.take(reading), [0])
+        self.failureResultOf(Deferred.fromCoroutine(reading.take()), OSError)

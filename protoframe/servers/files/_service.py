@@ -45,7 +45,7 @@ from protoframe.files import (
 from protoframe.files._batches import Batches, read_ahead
 from protoframe.files._blocks import is_block_size, transfer_key
 from protoframe.files._contract import Digests, Outcomes, Paths
-from protoframe.files._copying import Receiver, Sender, pump
+from protoframe.files._copying import Receiver, Sender, pump, whole_digest
 from protoframe.files._disk import FULL, Disk
 from protoframe.files._partial import Partial, clean_partials, unfinished
 from protoframe.files._small import BatchWriter
@@ -346,10 +346,9 @@ class FilesService(Files, name="Files"):
             raise BadTransfer(f"no block has {block_size} bytes")
         source = await self._work(lambda: _source(self._tree, path, digest, block_size))
         try:
-            nothing, index = bytearray(source.blocks.count), 0
-            while index < source.blocks.count:
-                _, index = await self._work(source.stretch, index, nothing, 8 * 1024 * 1024)
-            whole = await self._work(source.whole)
+            whole = await whole_digest(self._disk, source)
+        except OSError as error:
+            raise _told(error) from None
         finally:
             self._disk.run(source.close)
         facts = source.source
