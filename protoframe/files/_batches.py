@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import suppress
+from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from protoframe.files._contract import Digest, Missing, Outcome, SmallFile
 from protoframe.files._copying import Bell
@@ -116,7 +119,7 @@ class Batches:
                 if self._queue and len(staged) < _MOST and octets < _MOST_OCTETS:
                     piece = self._piece()
                     octets += sum(len(file.data) for file in piece)
-                    staged += await self._disk.run(self._writer.stage, piece)
+                    staged += await self._stage(piece)
                     self._room.ring()
                 elif syncing is not None and not syncing.called:
                     await self._bell.wait()
@@ -130,6 +133,21 @@ class Batches:
                 syncing.addErrback(lambda _: None)
             if batch or staged:
                 self._disk.run(self._writer.abandon, batch + staged).addErrback(lambda _: None)
+
+    def _stage(self, piece: list[SmallFile]) -> Deferred[Staged]:
+        """Writes files down; where nobody waits for that any more, they are removed again, and count for no quota."""
+        waiting: Deferred[Staged] = Deferred()
+
+        def written(staged: Any) -> None:
+            if not waiting.called:
+                waiting.callback(staged)
+            elif not isinstance(staged, Failure):
+                # Where there are no threads any more, they go with old unfinished copies.
+                with suppress(RuntimeError):
+                    self._disk.run(self._writer.abandon, staged).addErrback(lambda _: None)
+
+        self._disk.run(self._writer.stage, piece).addBoth(written)
+        return waiting
 
     def _piece(self) -> list[SmallFile]:
         piece: list[SmallFile] = []
