@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -142,9 +141,7 @@ class Batches:
             if not waiting.called:
                 waiting.callback(staged)
             elif not isinstance(staged, Failure):
-                # Where there are no threads any more, they go with old unfinished copies.
-                with suppress(RuntimeError):
-                    self._disk.run(self._writer.abandon, staged).addErrback(lambda _: None)
+                self._disk.run(self._writer.abandon, staged).addErrback(lambda _: None)
 
         self._disk.run(self._writer.stage, piece).addBoth(written)
         return waiting

@@ -125,7 +125,7 @@ class FileClient:
         traceback: TracebackType | None,
     ) -> None:
         await self._client.stopService()
-        self.disk.close()
+        await self.disk.close()
 
     # What there is, and changes of it.
 
@@ -292,7 +292,7 @@ class FileClient:
 
     async def digest_of(self, tree: Tree, name: str, block_size: int = 0) -> Verified:
         """The digest of a file of a tree of this end."""
-        source = await self.disk.run(lambda: SourceFile(tree.open_file(name), self.digest, block_size))
+        source = await self.disk.open(lambda: SourceFile(tree.open_file(name), self.digest, block_size))
         try:
             whole = await whole_digest(self.disk, source)
         finally:
@@ -316,7 +316,7 @@ class FileClient:
     async def put_file(self, tree: Tree, name: str, remote: str, meter: Meter) -> None:
         """Copies one file to the server, through interruptions."""
         counted = _Counted(meter)
-        source = SourceFile(await self.disk.run(tree.open_file, name), self.digest)
+        source = await self.disk.open(lambda: SourceFile(tree.open_file(name), self.digest))
         meter.path = name
         try:
             # The digests that were computed are kept through interruptions, and computed again.
@@ -385,7 +385,7 @@ class FileClient:
                                 await self.pace.take(len(item.data))
                             await receiver.feed(item)
                         elif isinstance(item, Offer) and item.source.digest is self.digest:
-                            partial = await self.disk.run(Partial, tree, name, item.source)
+                            partial = await self.disk.open(Partial, tree, name, item.source)
                             receiver = Receiver(self.disk, partial, partial.commit, counted.begin, counted.got)
                             offered.callback(receiver)
                         else:

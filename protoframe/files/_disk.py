@@ -10,14 +10,20 @@ import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import CancelledError, Deferred, execute
 from twisted.python.failure import Failure
 
 __all__ = ["FULL", "Disk", "keep_memory", "rename_to_new", "start_writeback", "sync_filesystem"]
 
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
 T = TypeVar("T")
+C = TypeVar("C", bound=_Closable)
 
 #: The numbers of errors that say that there is no room.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -97,6 +103,9 @@ class Disk:
         keep_memory()
         self._reactor = reactor
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pf-files") if threads else None
+        # Pieces of work that have not ended.
+        self._under_way = 0
+        self._closing: Deferred[None] | None = None
         self.threads = threads
 
     def run(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
@@ -106,6 +115,7 @@ class Disk:
             return execute(function, *arguments)
         done: Deferred[T] = Deferred()
         tell = self._reactor.callFromThread
+        self._under_way += 1
 
         def work() -> None:
             result: Any
@@ -113,17 +123,50 @@ class Disk:
                 result = function(*arguments)
             except BaseException:
                 result = Failure()
-            tell(_fire, done, result)
+            tell(self._fire, done, result)
 
         pool.submit(work)
         return done
 
-    def close(self) -> None:
-        """Takes no more work; what was begun ends."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
+    async def open(self, function: Callable[..., C], *arguments: Any) -> C:
+        """As `run`, for what is to be closed; cancelling waits until it is closed again."""
+        opened: Deferred[C] = Deferred()
+        let_go: Deferred[None] = Deferred()
 
+        def done(result: Any) -> None:
+            if not opened.called:
+                opened.callback(result)
+            elif isinstance(result, Failure):
+                let_go.callback(None)
+            else:
+                self.run(result.close).chainDeferred(let_go)
 
-def _fire(done: Deferred[Any], result: Any) -> None:
-    # One that was cancelled takes, and drops, one result more.
-    done.callback(result)
+        self.run(function, *arguments).addBoth(done)
+        try:
+            return await opened
+        except CancelledError:
+            await let_go
+            raise
+
+    def close(self) -> Deferred[None]:
+        """Lets the threads go, when what was begun has ended, and what follows from that; fires then.
+
+        What comes later is done at once, in the caller's thread.
+        """
+        closing = self._closing = Deferred()
+        self._close_if_idle()
+        return closing
+
+    def _fire(self, done: Deferred[Any], result: Any) -> None:
+        # One that was cancelled takes, and drops, one result more.
+        done.callback(result)
+        self._under_way -= 1
+        self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if self._closing is not None and not self._under_way:
+            closing, self._closing = self._closing, None
+            if self._pool is not None:
+                self._pool.shutdown(wait=False)
+                self._pool = None
+            closing.callback(None)

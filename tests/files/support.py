@@ -76,4 +76,4 @@ async def ends(directory: Path, *, client: Any = None, factory: Any = None, **op
     finally:
         await port.stopListening()
         await made.drain(0)
-        made.close()
+        await made.close()

@@ -107,7 +107,7 @@ async def serving(root, **options):
     finally:
         await port.stopListening()
         await made.drain(0)
-        made.close()
+        await made.close()
 
 
 def make_tree(root):

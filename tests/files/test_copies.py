@@ -8,6 +8,7 @@ import threading
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from zope.interface import implementer
 
 from protoframe import Backoff, IAuthenticator, Identity, Unavailable
@@ -188,6 +189,97 @@ async def test_bit_that_flips_in_an_unfinished_copy_is_repaired_when_it_goes_on(
         assert case.there.read_bytes() == case.data
         assert 0 < summary.moved < 3.3 * MIB
         assert leftovers(case.receiving) == []
+
+
+@both_ways
+async def test_unfinished_copy_may_be_gone_on_with_as_soon_as_both_ends_have_stopped(tmp_path, way, monkeypatch):
+    write_down, goes_on = Partial._write, threading.Event()
+
+    def wait(self, run):
+        reactor.callFromThread(both.cut)
+        reactor.callFromThread(reactor.callLater, 0.3, goes_on.set)
+        assert goes_on.wait(30)
+        return write_down(self, run)
+
+    async with ends(tmp_path, client={**QUICK, "tries": 1}) as both:
+        case = Case(both, way, 4 * MIB)
+        monkeypatch.setattr(Partial, "_write", wait)
+        with pytest.raises(Unavailable):
+            await case.run()
+        monkeypatch.setattr(Partial, "_write", write_down)
+    # What was being written when the connection was lost is written, and counts.
+    assert goes_on.is_set()
+    async with ends(tmp_path) as both:
+        summary = await getattr(both.client, way)(*case.arguments)
+        assert case.there.read_bytes() == case.data
+        assert 0 < summary.moved < 4 * MIB
+
+
+@both_ways
+async def test_copy_that_is_given_up_while_it_is_opened_is_let_go(tmp_path, way, monkeypatch):
+    begin, begins, goes_on = Partial._begin, Deferred(), threading.Event()
+
+    def wait(self):
+        reactor.callFromThread(begins.callback, None)
+        assert goes_on.wait(30)
+        begin(self)
+
+    async with ends(tmp_path) as both:
+        case = Case(both, way, MIB)
+        monkeypatch.setattr(Partial, "_begin", wait)
+        copying = ensureDeferred(case.run())
+        await begins
+        before = len(os.listdir("/proc/self/fd"))
+        monkeypatch.setattr(Partial, "_begin", begin)
+        copying.cancel()
+        if way == "put":
+            with pytest.raises(CancelledError):
+                await copying
+            # The server knows by now, and waits until it can let it go.
+            await both.client.stat("")
+            again = ensureDeferred(case.run())
+            goes_on.set()
+            await again
+        else:
+            over = []
+            copying.addBoth(over.append)
+            await both.client.stat("")
+            assert over == []
+            goes_on.set()
+            await copying
+            assert over[0].check(CancelledError)
+            await case.run()
+        assert case.there.read_bytes() == case.data
+        assert len(os.listdir("/proc/self/fd")) < before
+
+
+@both_ways
+async def test_source_that_is_given_up_while_it_is_opened_is_closed(tmp_path, way, monkeypatch):
+    begin, begins, goes_on = SourceFile._begin, Deferred(), threading.Event()
+
+    def wait(self, *arguments):
+        reactor.callFromThread(begins.callback, None)
+        assert goes_on.wait(30)
+        begin(self, *arguments)
+
+    async with ends(tmp_path) as both:
+        case = Case(both, way, MIB)
+        monkeypatch.setattr(SourceFile, "_begin", wait)
+        copying = ensureDeferred(case.run())
+        await begins
+        assert _is_open(case.source)
+        copying.cancel()
+        # The server knows by now as well.
+        await both.client.stat("")
+        goes_on.set()
+        with pytest.raises(CancelledError):
+            await copying
+    assert not _is_open(case.source)
+
+
+def _is_open(path):
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return str(path) in [os.readlink(link) for link in links if os.path.lexists(link)]
 
 
 def _cut_after(both, result, partial, octets):

@@ -94,12 +94,7 @@ class FilesServerService(ServerService):
     def stopService(self) -> Deferred[Any]:
         """Ends in order."""
         stopping = super().stopService()
-
-        def stopped(result: Any) -> Any:
-            self._files.close()
-            return result
-
-        stopping.addBoth(stopped)
+        stopping.addBoth(lambda result: self._files.close().addCallback(lambda _: result))
         return stopping
 
 

@@ -59,6 +59,7 @@ __all__ = ["FilesFactory", "FilesService"]
 _log = Logger(namespace="protoframe.files")
 
 T = TypeVar("T")
+F = TypeVar("F", Partial, SourceFile)
 
 #: Bytes of one file, unless told otherwise.
 MAX_FILE = 1 << 40
@@ -139,12 +140,11 @@ class FilesFactory(Factory):
         if not self._cleaning.running and not self.access.read_only:
             self._cleaning.start(_CLEANING)
 
-    def close(self) -> None:
-        """Lets go of the tree; nothing may be running any more."""
+    def close(self) -> Deferred[None]:
+        """Lets go of the tree, when nobody is connected any more; fires when unfinished copies may be gone on with."""
         if self._cleaning.running:
             self._cleaning.stop()
-        self.disk.close()
-        self.tree.close()
+        return self.disk.close().addCallback(lambda _: self.tree.close())
 
     def _clean(self) -> Deferred[Any]:
         cleaning: Deferred[Any] = self.disk.run(clean_partials, self.tree, self._keep)
@@ -200,7 +200,7 @@ class FilesService(Files, name="Files"):
     async def read(self, path: str, digest: Digest, answers: AsyncIterator[Answer]) -> AsyncIterator[Sent]:
         """Copies a file to the caller."""
         self._checked(path)
-        source = await self._work(lambda: SourceFile(self._tree.open_file(path), digest))
+        source = await self._opened(lambda: SourceFile(self._tree.open_file(path), digest))
         sender = Sender(self._disk, source, offer=True)
         pumping = pump(answers, sender.answer, sender)
         try:
@@ -239,7 +239,7 @@ class FilesService(Files, name="Files"):
             if store.kept.pop(name, None) is None:
                 store.quota.take(source.size)
             reserved = source.size
-            partial = await self._opened(path, source)
+            partial = await self._opened(self._partial, path, source)
 
             def committed(replaced: int) -> None:
                 nonlocal reserved
@@ -344,7 +344,7 @@ class FilesService(Files, name="Files"):
         self._checked(path)
         if block_size and not is_block_size(block_size):
             raise BadTransfer(f"no block has {block_size} bytes")
-        source = await self._work(lambda: _source(self._tree, path, digest, block_size))
+        source = await self._opened(lambda: _source(self._tree, path, digest, block_size))
         try:
             whole = await whole_digest(self._disk, source)
         except OSError as error:
@@ -399,16 +399,19 @@ class FilesService(Files, name="Files"):
         self._store.access.check(parts, _permissions(), write=write)
         return parts
 
-    async def _opened(self, path: str, source: Source) -> Partial:
-        def begin() -> Partial:
-            directory = path.rpartition("/")[0]
-            if directory:
-                self._tree.mkdir(directory, parents=True)
-            with self._tree.parent(path) as (fd, name):
-                size_at(fd, name)
-            return Partial(self._tree, path, source)
+    def _partial(self, path: str, source: Source) -> Partial:
+        directory = path.rpartition("/")[0]
+        if directory:
+            self._tree.mkdir(directory, parents=True)
+        with self._tree.parent(path) as (fd, name):
+            size_at(fd, name)
+        return Partial(self._tree, path, source)
 
-        return await self._work(begin)
+    async def _opened(self, function: Callable[..., F], *arguments: Any) -> F:
+        try:
+            return await self._disk.open(function, *arguments)
+        except OSError as error:
+            raise _told(error) from None
 
     async def _work(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
