@@ -39,8 +39,10 @@ _STRETCH = 2048 * 1024
 _THROUGH = 8 * 1024 * 1024
 #: How many stretches are read before they are sent.
 _AHEAD = 2
-#: Bytes that are verified in one piece of disk work.
+#: Bytes that are verified in one piece of disk work, where all that is there is.
 _SLICE = 32 * 1024 * 1024
+#: Bytes that may be written and not read back yet, before more is written.
+_MOST_UNCHECKED = 32 * 1024 * 1024
 #: How often blocks may be wrong before a copy is given up, and how often all of it may be.
 _MOST_WRONG = 1000
 _MOST_ROUNDS = 8
@@ -273,6 +275,8 @@ class Receiver:
         self._queue: deque[Sent] = deque()
         self._octets = 0
         self._window = window_for(partial.source.size, partial.source.block_size, partial.attempts)
+        self._checking = False
+        self._bad: list[int] = []
         self._wrong = 0
         self._rounds = 0
         self.receipt: Receipt | None = None
@@ -309,8 +313,13 @@ class Receiver:
             self._began(blocks.size - blocks.missing_size())
         yield Want(blocks.missing_ranges(), self._window)
         while self.receipt is None:
-            while not self._queue:
+            if self._bad:
+                again, self._bad = self._bad, []
+                self._count_wrong(len(again))
+                yield Again(again)
+            if not self._queue or self._partial.unchecked > _MOST_UNCHECKED:
                 await self._bell.wait()
+                continue
             batch: list[Sent] = []
             whole: Whole | None = None
             octets = 0
@@ -324,15 +333,14 @@ class Receiver:
                     octets += len(item.data) if isinstance(item, Block) else 0
             if batch:
                 again, octets = await self._disk.run(self._partial.take, batch)
+                self._bad += again
+                self._check()
                 self._octets -= octets
                 self._room.ring()
                 if octets:
                     yield Got(octets)
                     if self._got is not None:
                         self._got(octets)
-                if again:
-                    self._count_wrong(len(again))
-                    yield Again(again)
             if whole is not None and not self._queue:
                 again = await self._finish(whole)
                 if again:
@@ -340,21 +348,40 @@ class Receiver:
                     yield Again(again)
         yield self.receipt
 
+    def _check(self) -> None:
+        """Has what was written read back, while more comes and is written."""
+        if not self._checking and self._partial.unchecked:
+            self._checking = True
+            self._disk.run(self._partial.check).addCallbacks(
+                self._checked, lambda failure: self._not_checked(failure.value)
+            )
+
+    def _checked(self, bad: list[int]) -> None:
+        self._checking = False
+        self._bad += bad
+        self._check()
+        self._bell.ring()
+
+    def _not_checked(self, error: BaseException) -> None:
+        self._checking = False
+        self._bell.fail(error)
+
+    async def _all_checked(self) -> None:
+        while self._checking:
+            await self._bell.wait()
+        self._bell.check()
+
     async def _finish(self, whole: Whole) -> list[int]:
         """Everything was sent: which blocks are wanted again, or the file is in its place."""
         blocks = self._partial.blocks
+        await self._all_checked()
+        # They are among those that are missing.
+        self._bad.clear()
         if blocks.missing:
             missing = (index for first, count in blocks.missing_ranges() for index in range(first, first + count))
             return list(itertools.islice(missing, _MOST_AGAIN))
-        # The disk is written while what was written is read: what is read does not change by that.
-        syncing = self._disk.run(self._partial.sync)
-        try:
-            bad = await self._verify()
-        except BaseException:
-            syncing.addErrback(lambda _: None)
-            raise
-        await syncing
-        if bad:
+        await self._disk.run(self._partial.sync)
+        if self._partial.may_be_changed() and (bad := await self._verify()):
             return sorted(bad)[:_MOST_AGAIN]
         root = await self._disk.run(self._partial.root)
         if root != whole.digest:

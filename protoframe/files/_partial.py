@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -28,13 +29,13 @@ from protoframe.files._blocks import (
     zero_digest,
 )
 from protoframe.files._contract import BadTransfer, Block, Holes, Same, Sent, Source, Superseded
-from protoframe.files._disk import start_writeback
+from protoframe.files._system import OpenWatch, Trail
 from protoframe.files._tree import Tree, open_regular, size_at
 
 __all__ = ["Partial", "clean_partials", "unfinished"]
 
-#: Bytes after which the kernel is asked to begin with writing.
-_WRITEBACK = 8 * 1024 * 1024
+#: Bytes that are read back in one piece of work, at the least if there are so many.
+_CHECKED = 8 * 1024 * 1024
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -49,6 +50,7 @@ class Partial:
     :raises OSError: there is no room, or no such place.
     :ivar blocks: which blocks are there.
     :ivar attempts: how often the copy was begun, this time included.
+    :ivar unchecked: bytes that were written and not read back yet.
     """
 
     def __init__(self, tree: Tree, path: str, source: Source) -> None:
@@ -69,7 +71,10 @@ class Partial:
         self._users = 0
         self._is_idle = threading.Condition(self._lock)
         self._is_closed = False
-        self._unsynced = 0
+        # Runs of blocks that were written and not read back yet.
+        self._unchecked: deque[tuple[int, int]] = deque()
+        self.unchecked = 0
+        self._watch: OpenWatch | None = None
         self._journal = _open_own(self.key + ".journal", self._directory)
         self._data = -1
         try:
@@ -78,6 +83,9 @@ class Partial:
             except BlockingIOError:
                 raise Superseded("this copy is being made already") from None
             self._data = _open_own(self.key + ".part", self._directory)
+            self._trail = Trail(self._data)
+            with suppress(OSError):
+                self._watch = OpenWatch(self._data)
             self._begin()
         except BaseException:
             self.close()
@@ -129,6 +137,8 @@ class Partial:
             self._is_closed = True
             while self._users:
                 self._is_idle.wait()
+            if self._watch is not None:
+                self._watch.close()
             for fd in (self._data, self._journal):
                 if fd >= 0:
                     os.close(fd)
@@ -152,23 +162,57 @@ class Partial:
             self._remove(".part", ".journal")
         self.close()
 
+    def check(self) -> list[int]:
+        """Reads back some of what was written, and drops blocks that are not what was noted; which they are.
+
+        It is read while it is in memory, and need not stay there afterwards.
+        """
+        bad = []
+        octets = 0
+        size = self.blocks.block_size
+        with self._in_use():
+            while octets < _CHECKED:
+                with self._lock:
+                    if not self._unchecked:
+                        break
+                    first, count = self._unchecked.popleft()
+                    length = self._length(first, count)
+                    self.unchecked -= length
+                bad += self._wrong(first, count)
+                self._trail.add(first * size, length)
+                octets += length
+        return self._drop(bad)
+
     def recheck(self, first: int, count: int) -> list[int]:
         """Reads blocks that are there from the disk, and drops those that are not what was noted; which they are."""
-        bad = []
-        blocks = self.blocks
-        size = blocks.block_size
         with self._in_use():
-            for index in range(first, min(first + count, blocks.count)):
-                if blocks.has(index):
-                    expected = blocks.digest(index)
-                    if not self._is_sparse_zero(expected, index):
-                        data = os.pread(self._data, size, index * size)
-                        if self._function(data) != expected:
-                            bad.append(index)
+            return self._drop(self._wrong(first, min(count, self.blocks.count - first)))
+
+    def may_be_changed(self) -> bool:
+        """Whether somebody may have changed what was read back already: who has opened the file while it was copied."""
+        return self._watch is None or self._watch.happened()
+
+    def _wrong(self, first: int, count: int) -> list[int]:
+        """Those of a run of blocks that are noted to be there, and are not what was noted."""
+        blocks = self.blocks
+        wrong = []
+        for index in range(first, first + count):
+            if blocks.has(index):
+                expected = blocks.digest(index)
+                if not self._is_sparse_zero(expected, index):
+                    data = os.pread(self._data, blocks.block_size, index * blocks.block_size)
+                    if self._function(data) != expected:
+                        wrong.append(index)
+        return wrong
+
+    def _drop(self, wrong: list[int]) -> list[int]:
         with self._lock:
-            for index in bad:
-                blocks.drop(index)
-        return bad
+            for index in wrong:
+                self.blocks.drop(index)
+        return wrong
+
+    def _length(self, first: int, count: int) -> int:
+        return min(count * self.blocks.block_size, self.blocks.size - first * self.blocks.block_size)
 
     def _is_sparse_zero(self, expected: bytes, index: int) -> bool:
         """Whether a block is, as it should be, within a hole: that is looked at faster than it is read."""
@@ -192,7 +236,8 @@ class Partial:
                 raise BadTransfer(f"no block {block.index} has {len(block.data)} bytes")
         with self._in_use():
             octets, done = 0, 0
-            for _, count in runs(block.index for block in came):
+            written = runs(block.index for block in came)
+            for _, count in written:
                 octets += self._write(came[done : done + count])
                 done += count
             with self._lock:
@@ -205,6 +250,8 @@ class Partial:
                         raise BadTransfer(f"a {type(item).__name__} is no part of a file")
                 for block in came:
                     self.blocks.add(block.index, block.digest)
+                for run in written:
+                    self._is_to_be_checked(*run)
                 if came:
                     self._note(b"".join(journal_block(self.key, block.index, block.digest) for block in came))
         return again, octets
@@ -215,13 +262,11 @@ class Partial:
         Whether they came right is seen when they are read from the disk, which is done with every block anyway: one is
         then found wrong wherever that happened, and to compute its digest here too would be to pay twice.
         """
-        at = run[0].index * self.blocks.block_size
-        octets = _write_at(self._data, [block.data for block in run], at)
-        self._unsynced += octets
-        if self._unsynced >= _WRITEBACK:
-            start_writeback(self._data, max(0, at + octets - self._unsynced), self._unsynced)
-            self._unsynced = 0
-        return octets
+        return _write_at(self._data, [block.data for block in run], run[0].index * self.blocks.block_size)
+
+    def _is_to_be_checked(self, first: int, count: int) -> None:
+        self._unchecked.append((first, count))
+        self.unchecked += self._length(first, count)
 
     def _compare(self, same: Same) -> list[int]:
         blocks = self.blocks
@@ -246,6 +291,7 @@ class Partial:
             # Data of an earlier attempt, which the source has no more.
             if blocks.has(index) and blocks.digest(index) != self._zero:
                 _write_at(self._data, [bytes(blocks.length(index))], index * blocks.block_size)
+                self._is_to_be_checked(index, 1)
         blocks.add_run(holes.first, holes.count, self._zero)
         last = blocks.count - 1
         if end - 1 == last and blocks.length(last) != blocks.block_size:

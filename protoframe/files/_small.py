@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from protoframe.files._blocks import digest_function
 from protoframe.files._contract import Digest, Missing, Outcome, SmallFile
-from protoframe.files._disk import FULL, rename_to_new, sync_filesystem
+from protoframe.files._system import FULL, rename_to_new, sync_filesystem
 from protoframe.files._tree import Directories, Tree, open_regular, size_at
 
 __all__ = ["SMALL", "BatchWriter", "read_small"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import pytest
 import pytest_twisted
@@ -27,12 +28,13 @@ from protoframe.files import (
     Source,
     SourceChanged,
     _batches,
-    _disk,
+    _partial,
+    _system,
 )
 from protoframe.files._blocks import BlockMap, digest_function
-from protoframe.files._disk import rename_to_new
 from protoframe.files._partial import Partial, clean_partials
 from protoframe.files._source import SourceFile
+from protoframe.files._system import rename_to_new
 from protoframe.files._tree import Tree
 from protoframe.servers.files import Access, _service, parse_rule
 from tests.files.support import MIB, content, contents, ends, leftovers, write
@@ -132,35 +134,75 @@ async def test_block_that_comes_wrong_is_sent_again_alone(tmp_path, way, monkeyp
         assert summary.moved == 4 * MIB + 16384
 
 
+@pytest.mark.parametrize("is_watched", [True, False])
 @both_ways
-async def test_bit_that_flips_on_the_receiving_disk_is_repaired(tmp_path, way, monkeypatch):
+async def test_bit_that_somebody_flips_on_the_receiving_disk_is_repaired(tmp_path, way, monkeypatch, is_watched):
+    """Although the block was read back before, and found right."""
+    if not is_watched:
+        monkeypatch.setattr(_system, "_inotify_init1", None)
     async with ends(tmp_path) as both:
-        case = Case(both, way, 2 * MIB)
+        case = Case(both, way, 8 * MIB)
         take = Partial.take
         flipped = []
-        lock = threading.Lock()
 
         def flip(self, items):
-            result = take(self, items)
-            with lock:
-                if self.blocks.has(5) and not flipped:
-                    (part,) = (case.receiving / ".pf-files").glob("*.part")
-                    with part.open("r+b") as file:
-                        file.seek(5 * 16384 + 9)
-                        file.write(bytes([case.data[5 * 16384 + 9] ^ 64]))
-                    flipped.append(5)
-            return result
+            if not flipped and self.blocks.has(5):
+                while self.unchecked:
+                    time.sleep(0.001)
+                (part,) = (case.receiving / ".pf-files").glob("*.part")
+                with part.open("r+b") as file:
+                    file.seek(5 * 16384 + 9)
+                    file.write(bytes([case.data[5 * 16384 + 9] ^ 64]))
+                flipped.append(5)
+            return take(self, items)
 
         monkeypatch.setattr(Partial, "take", flip)
         summary = await case.run()
         assert flipped == [5]
         assert case.there.read_bytes() == case.data
-        assert summary.moved == 2 * MIB + 16384
+        assert summary.moved == 8 * MIB + 16384
+
+
+@both_ways
+async def test_what_nobody_else_has_opened_is_read_back_once(tmp_path, way, monkeypatch):
+    wrong = Partial._wrong
+    read = []
+    monkeypatch.setattr(Partial, "_wrong", lambda self, first, count: read.append(count) or wrong(self, first, count))
+    async with ends(tmp_path) as both:
+        await Case(both, way, 8 * MIB).run()
+    assert sum(read) == 8 * MIB // 16384
+
+
+def _writes_wrong(times, monkeypatch):
+    """Has a bit of block 5 written wrong so many times; the list has an item for each."""
+    write_at = _partial._write_at
+    wrong = []
+
+    def spoil(fd, pieces, at):
+        octets = write_at(fd, pieces, at)
+        if at <= 5 * 16384 < at + octets and len(wrong) < times:
+            os.pwrite(fd, bytes([os.pread(fd, 1, 5 * 16384)[0] ^ 2]), 5 * 16384)
+            wrong.append(at)
+        return octets
+
+    monkeypatch.setattr(_partial, "_write_at", spoil)
+    return wrong
+
+
+@both_ways
+async def test_bit_that_is_written_wrong_is_repaired(tmp_path, way, monkeypatch):
+    wrong = _writes_wrong(2, monkeypatch)
+    async with ends(tmp_path) as both:
+        case = Case(both, way, 4 * MIB)
+        summary = await case.run()
+        assert len(wrong) == 2
+        assert case.there.read_bytes() == case.data
+        assert summary.moved == 4 * MIB + 2 * 16384
 
 
 @both_ways
 async def test_disk_that_never_keeps_what_is_written_is_reported_and_nothing_delivered(tmp_path, way, monkeypatch):
-    monkeypatch.setattr(Partial, "recheck", lambda self, first, count: [self.blocks.drop(3), 3][1:])
+    _writes_wrong(1 << 30, monkeypatch)
     async with ends(tmp_path) as both:
         case = Case(both, way, MIB)
         with pytest.raises(CorruptCopy):
@@ -635,7 +677,7 @@ async def test_small_files_have_their_modes_whatever_the_mask_of_the_process_is(
 
 @both_ways
 async def test_small_files_replace_others_where_the_system_cannot_rename_without_replacing(tmp_path, way, monkeypatch):
-    monkeypatch.setattr(_disk, "_renameat2", None)
+    monkeypatch.setattr(_system, "_renameat2", None)
     async with ends(tmp_path) as both:
         source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
         for contents_now in (b"old", b"new one"):

@@ -66,9 +66,7 @@ class ReceiverTests(SynchronousTestCase):
         sent = [Block(index, digest_of(block), block) for index, block in enumerate(self.blocks)]
         sent[3] = Block(3, sent[3].digest, bytes(BLOCK))
         self.feed(*sent, self.whole())
-        for _ in range(2):
-            self.assertEqual(self.next(), Got(2 * MIB))
-        self.assertEqual(self.next(), Again([3]))
+        self.assertEqual([self.next() for _ in range(3)], [Got(2 * MIB), Again([3]), Got(2 * MIB)])
         self.assertRaises(FileNotFoundError, self.tree.stat, "file")
         self.feed(Block(3, digest_of(self.blocks[3]), self.blocks[3]), self.whole())
         self.assertEqual(self.next(), Got(BLOCK))

@@ -46,10 +46,11 @@ from protoframe.files._batches import Batches, read_ahead
 from protoframe.files._blocks import is_block_size, transfer_key
 from protoframe.files._contract import Digests, Outcomes, Paths
 from protoframe.files._copying import Receiver, Sender, pump, whole_digest
-from protoframe.files._disk import FULL, Disk
+from protoframe.files._disk import Disk
 from protoframe.files._partial import Partial, clean_partials, unfinished
 from protoframe.files._small import BatchWriter
 from protoframe.files._source import SourceFile
+from protoframe.files._system import FULL
 from protoframe.files._tree import Tree, size_at
 from protoframe.files._verifying import small_digests
 from protoframe.servers.files._access import Access, Quota
