@@ -276,7 +276,9 @@ class Receiver:
         self._octets = 0
         self._window = window_for(partial.source.size, partial.source.block_size, partial.attempts)
         self._checking = False
+        # Blocks to ask for again, and those that were asked for and have not come.
         self._bad: list[int] = []
+        self._asked: set[int] = set()
         self._wrong = 0
         self._rounds = 0
         self.receipt: Receipt | None = None
@@ -314,8 +316,9 @@ class Receiver:
         yield Want(blocks.missing_ranges(), self._window)
         while self.receipt is None:
             if self._bad:
-                again, self._bad = self._bad, []
+                again, self._bad = self._bad[:_MOST_AGAIN], self._bad[_MOST_AGAIN:]
                 self._count_wrong(len(again))
+                self._asked.update(again)
                 yield Again(again)
             if not self._queue or self._partial.unchecked > _MOST_UNCHECKED:
                 await self._bell.wait()
@@ -330,7 +333,9 @@ class Receiver:
                     whole = item
                 else:
                     batch.append(item)
-                    octets += len(item.data) if isinstance(item, Block) else 0
+                    if isinstance(item, Block):
+                        octets += len(item.data)
+                        self._asked.discard(item.index)
             if batch:
                 again, octets = await self._disk.run(self._partial.take, batch)
                 self._bad += again
@@ -342,10 +347,7 @@ class Receiver:
                     if self._got is not None:
                         self._got(octets)
             if whole is not None and not self._queue:
-                again = await self._finish(whole)
-                if again:
-                    self._count_round()
-                    yield Again(again)
+                await self._finish(whole)
         yield self.receipt
 
     def _check(self) -> None:
@@ -371,35 +373,35 @@ class Receiver:
             await self._bell.wait()
         self._bell.check()
 
-    async def _finish(self, whole: Whole) -> list[int]:
-        """Everything was sent: which blocks are wanted again, or the file is in its place."""
+    async def _finish(self, whole: Whole) -> None:
+        """Everything was sent: the file is in its place afterwards, or there are blocks that are wanted again."""
         blocks = self._partial.blocks
         await self._all_checked()
-        # They are among those that are missing.
-        self._bad.clear()
+        if not blocks.missing:
+            await self._disk.run(self._partial.sync)
+            if self._partial.may_be_changed():
+                await self._verify()
         if blocks.missing:
+            # What was asked for when this was said already comes, and then it is said again.
             missing = (index for first, count in blocks.missing_ranges() for index in range(first, first + count))
-            return list(itertools.islice(missing, _MOST_AGAIN))
-        await self._disk.run(self._partial.sync)
-        if self._partial.may_be_changed() and (bad := await self._verify()):
-            return sorted(bad)[:_MOST_AGAIN]
+            self._bad = list(itertools.islice((index for index in missing if index not in self._asked), _MOST_AGAIN))
+            self._count_round()
+            return
         root = await self._disk.run(self._partial.root)
         if root != whole.digest:
             raise CorruptCopy("the digest of the whole is not the sender's")
         await self._disk.run(self._commit)
         self.receipt = Receipt(root, blocks.size)
-        return []
 
-    async def _verify(self) -> list[int]:
-        """Reads what is there from the disk, in as many threads as there are, and drops what is wrong; which it is."""
+    async def _verify(self) -> None:
+        """Reads what is there from the disk, in two threads, and drops what is wrong."""
         partial = self._partial
         count = max(1, _SLICE // partial.blocks.block_size)
         firsts = iter(range(0, partial.blocks.count, count))
-        bad: list[int] = []
 
         async def work() -> None:
             for first in firsts:
-                bad.extend(await self._disk.run(partial.recheck, first, count))
+                await self._disk.run(partial.recheck, first, count)
 
         other = Deferred.fromCoroutine(work())
         try:
@@ -408,7 +410,6 @@ class Receiver:
             other.addErrback(lambda _: None)
             raise
         await other
-        return bad
 
     def _count_wrong(self, number: int) -> None:
         self._wrong += number

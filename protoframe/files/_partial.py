@@ -183,10 +183,10 @@ class Partial:
                 octets += length
         return self._drop(bad)
 
-    def recheck(self, first: int, count: int) -> list[int]:
-        """Reads blocks that are there from the disk, and drops those that are not what was noted; which they are."""
+    def recheck(self, first: int, count: int) -> None:
+        """Reads blocks that are there from the disk, and drops those that are not what was noted."""
         with self._in_use():
-            return self._drop(self._wrong(first, min(count, self.blocks.count - first)))
+            self._drop(self._wrong(first, min(count, self.blocks.count - first)))
 
     def may_be_changed(self) -> bool:
         """Whether somebody may have changed what was read back already: who has opened the file while it was copied."""
