@@ -445,12 +445,11 @@ async def test_interrupt_shows_what_is_there_and_the_same_command_goes_on(pf, se
             while not re.search(r"\d MiB of 16\.0 MiB, \d+\.\d MiB/s, 0:0\d left", shown):
                 shown += os.read(terminal, 1000).decode()
             process.send_signal(signal.SIGINT)
-            shown = ""
-            while "\n" not in shown:
+            says = re.compile(r"pf: interrupted; (\d+\.\d) MiB of 16\.0 MiB are copied; try: the same command again")
+            while (said := says.search(shown)) is None:
                 shown += os.read(terminal, 1000).decode()
             assert process.wait(PATIENCE) == 130
         os.close(terminal)
-        said = re.search(r"pf: interrupted; (\d+\.\d) MiB of 16\.0 MiB are copied; try: the same command again", shown)
         assert not target.exists()
         return float(said[1])
 
