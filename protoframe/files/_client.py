@@ -320,12 +320,7 @@ class FileClient:
         meter.path = name
         try:
             # The digests that were computed are kept through interruptions, and computed again.
-            meter.digest = await self.persist(
-                lambda: self._put_once(source, remote, counted), meter, lambda: counted.most
-            )
-        except BaseException:
-            counted.settle(0)
-            raise
+            meter.digest = await self._through(lambda: self._put_once(source, remote, counted), meter, counted)
         finally:
             self.disk.run(source.close)
         counted.settle(source.source.size)
@@ -359,13 +354,7 @@ class FileClient:
         """Copies one file from the server, through interruptions."""
         counted = _Counted(meter)
         meter.path = name
-        try:
-            receipt = await self.persist(
-                lambda: self._get_once(remote, tree, name, counted), meter, lambda: counted.most
-            )
-        except BaseException:
-            counted.settle(0)
-            raise
+        receipt = await self._through(lambda: self._get_once(remote, tree, name, counted), meter, counted)
         counted.settle(receipt.size)
         meter.digest = receipt.digest
         meter.done(name, receipt.size)
@@ -411,6 +400,17 @@ class FileClient:
         if receiver is None or receiver.receipt is None or partial is None:
             raise BadTransfer("the server ended a copy before it was whole")
         return receiver.receipt
+
+    async def _through(self, attempt: Callable[[], Awaitable[T]], meter: Meter, counted: _Counted) -> T:
+        """Copies one file, through interruptions."""
+        try:
+            return await self.persist(attempt, meter, lambda: counted.most)
+        except CancelledError:
+            # Who gives up is told what is there, to be gone on with.
+            raise
+        except BaseException:
+            counted.settle(0)
+            raise
 
     async def persist(
         self,

@@ -29,6 +29,7 @@ from protoframe.files import (
     SourceChanged,
     _batches,
     _partial,
+    _progress,
     _system,
 )
 from protoframe.files._blocks import BlockMap, digest_function
@@ -626,6 +627,23 @@ async def test_bandwidth_bounds_the_rate_and_progress_is_told(tmp_path):
         assert [one.octets for one in told] == sorted(one.octets for one in told)
         assert told[-1].octets == told[-1].octets_total == MIB
         assert any(one.seconds_left is not None and 0 < one.rate < 8 * MIB for one in told)
+
+
+@both_ways
+async def test_what_is_there_when_a_copy_is_given_up_is_what_was_told_last(tmp_path, way, monkeypatch):
+    monkeypatch.setattr(_progress, "_REPORT", 0.0)
+    told = []
+
+    def tell(progress):
+        told.append(progress.octets)
+        if progress.octets:
+            reactor.callLater(0, copying.cancel)
+
+    async with ends(tmp_path, client={"bandwidth": MIB, "observer": tell}) as both:
+        copying = ensureDeferred(Case(both, way, 4 * MIB).run())
+        with pytest.raises(CancelledError):
+            await copying
+    assert told[-1] == max(told) > 0
 
 
 @both_ways
