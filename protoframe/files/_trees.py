@@ -208,18 +208,18 @@ class TreeCopy:
             for one in (*running, listing):
                 one.cancel()
 
-        for one in (*running, listing):
-            one.addErrback(stop)
-        await listing
+        # That each is over is told apart: one that fails has others end while it still does, and this go on.
+        listed, *over = (_over(one.addErrback(stop)) for one in (listing, *running))
+        await listed
         self._compare.end()
         self._compare_small.end()
-        for one in running[len(running) - comparing :] if comparing else []:
+        for one in over[len(over) - comparing :] if comparing else []:
             await one
         self._small.end()
         # A small file that cannot be had as one is copied as a large one.
-        await running[0]
+        await over[0]
         self._large.end()
-        for one in running:
+        for one in over:
             await one
         if failed:
             raise failed[0]
@@ -543,3 +543,10 @@ def _order(source: Entry | None, target: Entry | None) -> int:
         return -1 if target is None else 1
     one, other = _parts(source), _parts(target)
     return -1 if one < other else 1 if one > other else 0
+
+
+def _over(deferred: Deferred[Any]) -> Deferred[None]:
+    """Fires when another has, whose result is of no concern."""
+    over: Deferred[None] = Deferred()
+    deferred.addBoth(lambda _: over.callback(None))
+    return over
