@@ -1,35 +1,44 @@
 """Small files in a stream: read ahead where they are sent from, and where they come, made durable together.
 
-Knows when a batch is enough; how it is written is `protoframe.files._small`'s.  While one batch is made durable the
-next is written down, so batches are as large as the disk is slow.  But no two of them are written down, or put into
-their places, at once: threads that do so wait for each other most of the time, in the interpreter and in the file
-system.  Runs in the reactor's thread, at both ends.
+Knows when a batch is enough; how it is written is `protoframe.files._small`'s.  Files go through three steps: they are
+written down, made durable, and put into their places, where the next batch that is made durable makes them so too.  All
+three are done at once, with different files, and batches are as large as the disk is slow.  Runs in the reactor's
+thread, at both ends.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from protoframe.files._contract import Digest, Missing, Outcome, SmallFile
 from protoframe.files._copying import Bell
-from protoframe.files._disk import Disk
+from protoframe.files._disk import Disk, over
 from protoframe.files._small import BatchWriter, Staged, read_small
 from protoframe.files._tree import Tree
 
 __all__ = ["Batches", "read_ahead"]
 
+T = TypeVar("T")
+F = TypeVar("F", SmallFile, SmallFile | Missing)
+
 #: Files that are read in one piece of disk work, while as many that were read before are sent.
 _READ = 128
 
-#: Files, and bytes, that are written down in one piece of disk work.
+#: Files, and bytes, that go in one item.
+_ITEM = 64
+_ITEM_OCTETS = 64 * 1024
+#: Files, and bytes, that are written down in one piece of disk work, and how many such pieces at once.
 _PIECE = 256
 _PIECE_OCTETS = 1024 * 1024
-#: Files, and bytes, that are written down and not durable yet, at the most.
+_AT_ONCE = 2
+#: Files that are made durable together, while more are written down.
+_BATCH = 1024
+#: Files, and bytes, that are written down and not in place yet, at the most.
 _MOST = 8192
 _MOST_OCTETS = 64 * 1024 * 1024
 #: What waits to be written down, at the most.
@@ -53,6 +62,34 @@ async def read_ahead(
             ahead.addErrback(lambda _: None)
 
 
+def in_items(files: list[F]) -> Iterator[list[F]]:
+    """Small files, as many in one item of a stream as make it worth its while."""
+    together: list[F] = []
+    octets = 0
+    for file in files:
+        together.append(file)
+        octets += len(file.data) if isinstance(file, SmallFile) else 0
+        if len(together) >= _ITEM or octets >= _ITEM_OCTETS:
+            yield together
+            together, octets = [], 0
+    if together:
+        yield together
+
+
+class _Piece:
+    """Files that are being written down.
+
+    :ivar staged: they, when they are.
+    :ivar over: fires then, or when that has failed.
+    """
+
+    def __init__(self, files: list[SmallFile]) -> None:
+        self.files = len(files)
+        self.octets = sum(len(file.data) for file in files)
+        self.staged: Staged | None = None
+        self.over: Deferred[None] = Deferred()
+
+
 class Batches:
     """Takes small files by `feed`, and tells by `outcomes` what became of them, in order.
 
@@ -67,14 +104,29 @@ class Batches:
         self._room = Bell()
         self._queue: deque[SmallFile] = deque()
         self._octets = 0
+        # In order, whichever is written down first.
+        self._pieces: deque[_Piece] = deque()
+        self._staged: Staged = []
+        # A batch that is being made durable, and those that are so and wait for their places; what became of files that
+        # are in place, and of those of which that is durable.
+        self._syncing: Deferred[Any] | None = None
+        self._batch: Staged = []
+        self._durable: deque[Staged] = deque()
+        self._placing: Deferred[Any] | None = None
+        self._placed: list[Outcome] = []
+        self._told: list[Outcome] = []
+        # What is written down, or being so, and not in place yet.
+        self._under_way = 0
+        self._under_way_octets = 0
         self._ended = False
+        self._is_left = False
 
-    def feed(self, file: SmallFile) -> Awaitable[None] | None:
-        """A file came; what is to be waited for before the next one, where too many are not written down."""
-        self._queue.append(file)
-        self._octets += len(file.data)
-        if len(self._queue) == 1 or len(self._queue) >= _PIECE:
-            self._bell.ring()
+    def feed(self, files: Sequence[SmallFile]) -> Awaitable[None] | None:
+        """Files came; what is to be waited for before the next ones, where too many are not written down."""
+        self._queue += files
+        self._octets += sum(len(file.data) for file in files)
+        if not self._pieces or len(self._queue) >= _PIECE:
+            self._go_on()
         return self._until_room() if self._is_full() else None
 
     def _is_full(self) -> bool:
@@ -97,65 +149,110 @@ class Batches:
     async def outcomes(self) -> AsyncIterator[list[Outcome]]:
         """What became of the files; ends when `end` was called and all are durable.
 
+        Whoever leaves before waits until nothing is written any more, and what is not in place is gone.
+
         :raises OSError: the disk failed.
         """
-        staged: Staged = []
-        octets = 0
-        # What is made durable now.
-        batch: Staged = []
-        syncing: Deferred[None] | None = None
         try:
             while True:
-                if syncing is not None and syncing.called:
-                    done, syncing = syncing, None
-                    await done
-                    durable, batch = batch, []
-                    yield await self._disk.run(self._writer.place, durable)
-                if syncing is None and staged and (not self._queue or len(staged) >= _MOST // 4):
-                    batch, staged, octets = staged, [], 0
-                    syncing = self._disk.run(self._writer.sync, batch)
-                    syncing.addBoth(self._rung)
-                if self._queue and len(staged) < _MOST and octets < _MOST_OCTETS:
-                    piece = self._piece()
-                    octets += sum(len(file.data) for file in piece)
-                    staged += await self._stage(piece)
-                    self._room.ring()
-                elif syncing is not None and not syncing.called:
+                self._bell.check()
+                if self._told:
+                    told, self._told = self._told, []
+                    yield told
+                elif self._ended and self._is_idle():
+                    return
+                else:
                     await self._bell.wait()
-                elif syncing is None and not staged:
-                    if self._ended and not self._queue:
-                        return
-                    if not self._queue:
-                        await self._bell.wait()
         finally:
-            if syncing is not None:
-                syncing.addErrback(lambda _: None)
-            if batch or staged:
-                self._disk.run(self._writer.abandon, batch + staged).addErrback(lambda _: None)
+            self._is_left = True
+            for working in (self._syncing, self._placing, *self._pieces):
+                if working is not None:
+                    await (working.over if isinstance(working, _Piece) else over(working))
+            rest = [one for batch in (self._batch, *self._durable, self._staged) for one in batch]
+            await over(self._disk.run(self._writer.abandon, rest))
 
-    def _stage(self, piece: list[SmallFile]) -> Deferred[Staged]:
-        """Writes files down; where nobody waits for that any more, they are removed again, and count for no quota."""
-        waiting: Deferred[Staged] = Deferred()
+    def _is_idle(self) -> bool:
+        steps = (self._queue, self._pieces, self._staged, self._syncing, self._durable, self._placing, self._placed)
+        return not any(step for step in steps)
 
-        def written(staged: Any) -> None:
-            if not waiting.called:
-                waiting.callback(staged)
-            elif not isinstance(staged, Failure):
-                self._disk.run(self._writer.abandon, staged).addErrback(lambda _: None)
+    def _go_on(self) -> None:
+        """Begins with each step that can be."""
+        if self._is_left:
+            return
+        self._write_down()
+        if self._placing is None and self._durable:
+            batch = self._durable.popleft()
+            self._placing = self._disk.run(self._writer.place, batch)
+            self._placing.addCallback(self._have_places, batch).addErrback(self._failed)
+        if self._syncing is None and self._is_worth_syncing():
+            self._batch, self._staged = self._staged, []
+            placed, self._placed = self._placed, []
+            self._syncing = self._disk.run(self._writer.sync, self._batch)
+            self._syncing.addCallback(self._are_durable, placed).addErrback(self._failed)
 
-        self._disk.run(self._writer.stage, piece).addBoth(written)
-        return waiting
+    def _is_worth_syncing(self) -> bool:
+        if len(self._staged) >= _BATCH:
+            return True
+        # There is nothing that is worth waiting for.
+        if self._queue or self._pieces:
+            return False
+        return bool(self._staged or (self._placed and self._placing is None and not self._durable))
 
-    def _piece(self) -> list[SmallFile]:
-        piece: list[SmallFile] = []
+    def _are_durable(self, _: None, placed: list[Outcome]) -> None:
+        self._syncing = None
+        self._told += placed
+        if self._batch:
+            self._durable.append(self._batch)
+            self._batch = []
+        self._go_on()
+        self._bell.ring()
+
+    def _have_places(self, outcomes: list[Outcome], batch: Staged) -> None:
+        self._placing = None
+        self._placed += outcomes
+        self._under_way -= len(batch)
+        self._under_way_octets -= sum(size for _, size, _ in batch)
+        self._go_on()
+        self._bell.ring()
+
+    def _failed(self, failure: Failure) -> None:
+        self.fail(failure.value or CancelledError())
+
+    def _write_down(self) -> None:
+        while (
+            self._queue
+            and len(self._pieces) < _AT_ONCE
+            and self._under_way < _MOST
+            and self._under_way_octets < _MOST_OCTETS
+        ):
+            files = self._take()
+            piece = _Piece(files)
+            self._pieces.append(piece)
+            self._under_way += piece.files
+            self._under_way_octets += piece.octets
+            writing: Deferred[Any] = self._disk.run(self._writer.stage, files)
+            writing.addCallback(self._written, piece).addErrback(self._not_written, piece)
+            writing.addBoth(lambda _, piece: piece.over.callback(None), piece)
+
+    def _take(self) -> list[SmallFile]:
+        files: list[SmallFile] = []
         octets = 0
-        while self._queue and len(piece) < _PIECE and octets < _PIECE_OCTETS:
+        while self._queue and len(files) < _PIECE and octets < _PIECE_OCTETS:
             file = self._queue.popleft()
             octets += len(file.data)
-            piece.append(file)
+            files.append(file)
         self._octets -= octets
-        return piece
+        return files
 
-    def _rung(self, result: None) -> None:
+    def _written(self, staged: Staged, piece: _Piece) -> None:
+        piece.staged = staged
+        while self._pieces and self._pieces[0].staged is not None:
+            self._staged += self._pieces.popleft().staged or []
+        self._go_on()
+        self._room.ring()
         self._bell.ring()
-        return result
+
+    def _not_written(self, failure: Failure, piece: _Piece) -> None:
+        if piece in self._pieces:
+            self._pieces.remove(piece)
+        self._failed(failure)

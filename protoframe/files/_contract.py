@@ -295,6 +295,8 @@ class Verified(Struct, frozen=True):
 Paths = list[str]
 Digests = list[bytes]
 Outcomes = list[Outcome]
+SmallFiles = list[SmallFile]
+Found = list[SmallFile | Missing]
 
 _READING = [NoSuchPath, DigestUnavailable, SourceChanged, BadTransfer]
 _STORING = [
@@ -342,14 +344,17 @@ class Files(Protocol):
         """Copies a file from the caller: a `Want`, and when all is there and in its place, a `Receipt`."""
         raise NotImplementedError
 
-    @request(raises=[NoSuchPath, DigestUnavailable])
-    def read_many(self, paths: AsyncIterator[Paths], digest: Digest) -> AsyncIterator[SmallFile | Missing]:
-        """Copies small files to the caller, in the order of the paths."""
+    @request(raises=[NoSuchPath, DigestUnavailable, BadTransfer])
+    def read_many(self, paths: AsyncIterator[Paths], digest: Digest) -> AsyncIterator[Found]:
+        """Copies small files to the caller, in the order of the paths, of which an item has 1024 at most."""
         raise NotImplementedError
 
-    @request(raises=[DigestUnavailable])
-    def write_many(self, files: AsyncIterator[SmallFile], digest: Digest) -> AsyncIterator[Outcomes]:
-        """Copies small files from the caller; what became of each, in order, once it is durable."""
+    @request(raises=[DigestUnavailable, BadTransfer])
+    def write_many(self, files: AsyncIterator[SmallFiles], digest: Digest) -> AsyncIterator[Outcomes]:
+        """Copies small files from the caller, of which an item has 1024 at most.
+
+        What became of each is told in order, once it is durable.
+        """
         raise NotImplementedError
 
     @request(idempotent=True, raises=[*_READING], timeout=_LONG)

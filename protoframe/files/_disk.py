@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from protoframe.files._system import keep_memory
 
-__all__ = ["Disk"]
+__all__ = ["Disk", "over"]
 
 
 class _Closable(Protocol):
@@ -105,3 +105,10 @@ class Disk:
                 self._pool.shutdown(wait=False)
                 self._pool = None
             closing.callback(None)
+
+
+def over(deferred: Deferred[Any]) -> Deferred[None]:
+    """Fires when another has, however that ended."""
+    ended: Deferred[None] = Deferred()
+    deferred.addBoth(lambda _: ended.callback(None))
+    return ended

@@ -1,21 +1,31 @@
 """Small files, many at a time: read whole, and written so that a whole batch becomes durable in one go.
 
-Knows a tree, by calls that block.  Each file is written under a name in the hidden directory and read back from there;
-then the file system is synced once, each is renamed to its place, and each directory is synced once.
+Knows a tree, by calls that block.  Each file is written without a name, or under one in the hidden directory where that
+cannot be, and read back from there; then the file system is synced once, and each gets its name.  Where
+`protoframe.files._native` was built it makes the calls for many files at once; what is done is the same.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import resource
 import stat
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from protoframe.files._blocks import digest_function
 from protoframe.files._contract import Digest, Missing, Outcome, SmallFile
+from protoframe.files._names import split_path
 from protoframe.files._system import FULL, rename_to_new, sync_filesystem
 from protoframe.files._tree import Directories, Tree, open_regular, size_at
+
+try:
+    from protoframe.files import _native
+except ImportError:
+    _native = None  # type: ignore[assignment]
 
 __all__ = ["SMALL", "BatchWriter", "read_small"]
 
@@ -23,22 +33,78 @@ __all__ = ["SMALL", "BatchWriter", "read_small"]
 SMALL = 64 * 1024
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: 0 where this system has no files without a name.
+_UNNAMED = getattr(os, "O_TMPFILE", 0) and os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+#: That a file system has none, or an older kernel.
+_NO_UNNAMED = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT})
+#: That no more may be open.
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
+#: In place of a descriptor, until there is one.
+_AT_ONCE = -1
 _numbers = itertools.count()
 
+#: Files and directories of which each is synced by itself; more are synced with the whole file system.
+_FEW = 8
+
 Judge = Callable[[SmallFile], Outcome | None]
-Staged = list[tuple[SmallFile, str | Outcome]]
+#: The path of a file and its bytes, and by which descriptor or under which name it is; or why it is refused.
+Staged = list[tuple[str, int, int | str | Outcome]]
 
 
-def read_small(tree: Tree, paths: Iterable[str], digest: Digest) -> list[SmallFile | Missing]:
+class _Descriptors:
+    """How many files without a name the process may hold open: half of what it may open."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = 0
+
+    def take(self, count: int) -> int:
+        """So many, or as many as there are."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        with self._lock:
+            given = count if most == resource.RLIM_INFINITY else max(0, min(count, most // 2 - self._held))
+            self._held += given
+            return given
+
+    def give_back(self, count: int) -> None:
+        """So many are closed, or were not needed."""
+        with self._lock:
+            self._held -= count
+
+
+_descriptors = _Descriptors()
+
+
+def read_small(tree: Tree, paths: Sequence[str], digest: Digest) -> list[SmallFile | Missing]:
     """Small files, each as it was at one moment."""
     function = digest_function(digest)
-    found: list[SmallFile | Missing] = []
     directories = Directories(tree)
     try:
-        for path in paths:
-            found.append(_read(directories, path, function) or Missing(path))
+        if _native is None:
+            return [_read(directories, path, function) or Missing(path) for path in paths]
+        return _read_at_once(directories, paths, function)
     finally:
         directories.close()
+
+
+def _read_at_once(
+    directories: Directories, paths: Sequence[str], function: Callable[[bytes], bytes]
+) -> list[SmallFile | Missing]:
+    places: list[tuple[int, bytes]] = []
+    for path in paths:
+        try:
+            directory, name = directories.parent(path)
+        except OSError:
+            # No directory has this number.
+            directory, name = -1, "."
+        places.append((directory, name.encode()))
+    found: list[SmallFile | Missing] = []
+    for path, one in zip(paths, _native.read_files(places, SMALL), strict=True):
+        if one is None:
+            found.append(Missing(path))
+        else:
+            mtime_ns, mode, data = one
+            found.append(SmallFile(path, mtime_ns, mode, function(data), data))
     return found
 
 
@@ -67,7 +133,9 @@ def _read(directories: Directories, path: str, function: Callable[[bytes], bytes
 
 
 class BatchWriter:
-    """Writes small files, a batch at a time.  `sync` may run while other files are staged or put in their places.
+    """Writes small files, a batch at a time.
+
+    `stage` may run in several threads, and while other files are synced, and others placed.
 
     :param tree: where they are to be.
     :param digest: how they are verified.
@@ -91,106 +159,241 @@ class BatchWriter:
         self._prefix = f"s{os.urandom(6).hex()}-"
         # Those of which the process's mask takes nothing away.
         self._kept_modes: set[int] = set()
+        # A file without a name gets one by way of its descriptor's.
+        self._may_be_unnamed = bool(_UNNAMED) and os.path.exists("/proc/self/fd")
+        # Where files were placed that are not known to be durable there.
+        self._lock = threading.Lock()
+        self._placed_in: set[str] = set()
 
-    def stage(self, files: Iterable[SmallFile]) -> Staged:
-        """Writes files down, and verifies them, under other names than theirs.
+    def stage(self, files: Sequence[SmallFile]) -> Staged:
+        """Writes files down, and verifies them, without the names that they are to have.
 
         :raises OSError: there is no directory for that.
         """
         # It is made anew if somebody has removed it since the last ones.
         self._directory = self._tree.partials()
-        return [(file, self._write(file)) for file in files]
+        spare = _descriptors.take(len(files)) if self._may_be_unnamed else 0
+        function, judge = self._function, self._judge
+        staged: Staged = []
+        at_once: list[tuple[int, int, bytes]] = []
+        for file in files:
+            held: int | str | Outcome
+            size = len(file.data)
+            if size > SMALL:
+                held = Outcome.TOO_LARGE
+            elif function(file.data) != file.digest:
+                held = Outcome.CORRUPT
+            elif judge is not None and (verdict := judge(file)) is not None:
+                held = verdict
+            elif _native is not None and spare > 0 and 0 <= file.mtime_ns < 1 << 63:
+                held = _AT_ONCE
+                spare -= 1
+                at_once.append((file.mode & 0o777, file.mtime_ns, file.data))
+            else:
+                held = self._write(file, spare > 0)
+                if type(held) is int:
+                    spare -= 1
+            staged.append((file.path, size, held))
+        if at_once:
+            spare += self._write_at_once(files, staged, at_once)
+        _descriptors.give_back(spare)
+        return staged
 
-    def _write(self, file: SmallFile) -> str | Outcome:
-        size = len(file.data)
-        if size > SMALL:
-            return Outcome.TOO_LARGE
-        if self._function(file.data) != file.digest:
-            return Outcome.CORRUPT
-        if self._judge is not None:
-            verdict = self._judge(file)
-            if verdict is not None:
-                return verdict
-        name = f"{self._prefix}{next(_numbers):x}"
+    def _write_at_once(self, files: Sequence[SmallFile], staged: Staged, at_once: list[tuple[int, int, bytes]]) -> int:
+        """Writes files that are to have no name; how many of them have no descriptor."""
+        spare = 0
+        results = iter(_native.write_files(self._directory, at_once))
+        for number, (path, size, held) in enumerate(staged):
+            if held != _AT_ONCE:
+                continue
+            result = next(results)
+            if result < 0:
+                spare += 1
+            staged[number] = (path, size, result if result >= 0 else self._not_written(files[number], -result))
+        return spare
+
+    def _not_written(self, file: SmallFile, error: int) -> str | int | Outcome:
+        if error == -_native.DIFFERS:
+            outcome = Outcome.CORRUPT
+        elif error in FULL:
+            outcome = Outcome.NO_SPACE
+        elif error in _NO_UNNAMED or error in _NO_DESCRIPTOR:
+            # Under a name, then.
+            self._may_be_unnamed = self._may_be_unnamed and error not in _NO_UNNAMED
+            return self._write(file, unnamed=False)
+        else:
+            outcome = Outcome.REFUSED
+        self._drop(None, len(file.data))
+        return outcome
+
+    def _write(self, file: SmallFile, unnamed: bool) -> int | str | Outcome:
+        data = file.data
+        size = len(data)
+        mode = file.mode & 0o777
+        name = ""
+        fd = -1
         try:
-            mode = file.mode & 0o777
-            fd = os.open(name, _NEW, mode, dir_fd=self._directory)
-            try:
-                if mode not in self._kept_modes:
-                    if os.fstat(fd).st_mode & 0o777 == mode:
-                        self._kept_modes.add(mode)
-                    else:
-                        os.fchmod(fd, mode)
-                whole = os.write(fd, file.data) == size
-                if whole and self._function(os.pread(fd, size + 1, 0)) == file.digest:
-                    os.utime(fd, ns=(file.mtime_ns, file.mtime_ns))
-                    return name
-            finally:
+            if unnamed and self._may_be_unnamed:
+                fd = self._open_unnamed(mode)
+            if fd < 0:
+                name = f"{self._prefix}{next(_numbers):x}"
+                fd = os.open(name, _NEW, mode, dir_fd=self._directory)
+            if mode not in self._kept_modes:
+                self._set_mode(fd, mode)
+            outcome = Outcome.CORRUPT
+            if os.write(fd, data) != size:
+                outcome = Outcome.NO_SPACE
+            # The digest of what came is verified: what is read back has the same where it is the same.
+            elif os.pread(fd, size + 1, 0) == data:
+                os.utime(fd, ns=(file.mtime_ns, file.mtime_ns))
+                if not name:
+                    return fd
                 os.close(fd)
+                return name
         except (OSError, OverflowError) as error:
-            self._drop(name, size)
             # Not everything that fails is a full disk: for any other reason it cannot be written there.
-            return Outcome.NO_SPACE if isinstance(error, OSError) and error.errno in FULL else Outcome.REFUSED
-        self._drop(name, size)
-        return Outcome.CORRUPT if whole else Outcome.NO_SPACE
+            outcome = Outcome.NO_SPACE if isinstance(error, OSError) and error.errno in FULL else Outcome.REFUSED
+        if fd >= 0:
+            os.close(fd)
+        self._drop(name or None, size)
+        return outcome
+
+    def _open_unnamed(self, mode: int) -> int:
+        """A new file without a name; -1 where there is to be one."""
+        try:
+            return os.open(".", _UNNAMED, mode, dir_fd=self._directory)
+        except OSError as error:
+            if error.errno in _NO_UNNAMED:
+                self._may_be_unnamed = False
+            elif error.errno not in _NO_DESCRIPTOR:
+                raise
+            return -1
+
+    def _set_mode(self, fd: int, mode: int) -> None:
+        if os.fstat(fd).st_mode & 0o777 == mode:
+            self._kept_modes.add(mode)
+        else:
+            os.fchmod(fd, mode)
+
+    def sync(self, staged: Staged) -> None:
+        """Makes files durable, and the names of those that were placed before.
+
+        :raises OSError: nothing is known to be durable.
+        """
+        held = [one for _, _, one in staged if not isinstance(one, Outcome)]
+        with self._lock:
+            directories, self._placed_in = self._placed_in, set()
+        is_much = len(held) + len(directories) > _FEW or any(isinstance(one, str) for one in held)
+        if is_much and sync_filesystem(self._tree.fd):
+            return
+        for one in held:
+            self._sync_one(one)
+        for directory in directories:
+            self._sync_directory(directory)
+
+    def _sync_one(self, held: int | str) -> None:
+        if isinstance(held, int):
+            os.fsync(held)
+            return
+        fd = os.open(held, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _sync_directory(self, path: str) -> None:
+        try:
+            fd = self._tree.directory(split_path(path) or ())
+        except OSError:
+            # It is gone, or another: what was in it has been moved or removed since.
+            return
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def place(self, staged: Staged) -> list[Outcome]:
-        """Puts files, which must be durable, into their places, durably; what became of each.
+        """Puts files, which must be durable, into their places; what became of each.  The next `sync` makes it durable.
 
         Of two with one name the last is to stay: batches are placed one after another.
-
-        :raises OSError: not all places are known to be durable.
         """
         outcomes: list[Outcome] = []
         directories = Directories(self._tree, make=True)
         try:
-            for file, name in staged:
-                outcomes.append(self._place(directories, file, name) if isinstance(name, str) else name)
-            for fd in directories.opened.values():
-                os.fsync(fd)
+            if _native is not None:
+                self._place_at_once(directories, staged, outcomes)
+            for path, size, held in staged[len(outcomes) :]:
+                outcomes.append(held if isinstance(held, Outcome) else self._place(directories, path, size, held))
         finally:
+            with self._lock:
+                self._placed_in.update(directories.opened)
             directories.close()
-            if len(outcomes) < len(staged):
-                self.abandon(staged[len(outcomes) :])
+            self.abandon(staged[len(outcomes) :])
+            _descriptors.give_back(sum(type(held) is int for _, _, held in staged[: len(outcomes)]))
         return outcomes
+
+    def _place_at_once(self, directories: Directories, staged: Staged, outcomes: list[Outcome]) -> None:
+        """Names files that have none, in order, up to the first that has one."""
+        first = list(itertools.takewhile(lambda one: not isinstance(one[2], str), staged))
+        places: list[tuple[int, int, bytes]] = []
+        for path, _, held in first:
+            if type(held) is int:
+                # No directory has this number.
+                fd, last = -1, "."
+                with suppress(OSError):
+                    fd, last = directories.parent(path)
+                places.append((held, fd, last.encode()))
+        results = iter(_native.name_files(places))
+        for path, size, held in first:
+            if isinstance(held, Outcome):
+                outcomes.append(held)
+            else:
+                # Whatever is in the way, it is tried anew, and given up or replaced.
+                outcomes.append(self._place(directories, path, size, held) if next(results) else Outcome.STORED)
 
     def abandon(self, staged: Staged) -> None:
         """Removes what was written down."""
-        for file, name in staged:
-            if isinstance(name, str):
-                self._drop(name, len(file.data))
+        for _, size, held in staged:
+            if type(held) is int:
+                os.close(held)
+                _descriptors.give_back(1)
+            if not isinstance(held, Outcome):
+                self._drop(held, size)
 
-    def sync(self, staged: Staged) -> None:
-        """Makes files durable, under the names that they have.
-
-        :raises OSError: nothing is known to be durable.
-        """
-        names = [name for _, name in staged if isinstance(name, str)]
-        if len(names) > 4 and sync_filesystem(self._tree.fd):
-            return
-        for name in names:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-
-    def _place(self, directories: Directories, file: SmallFile, name: str) -> Outcome:
+    def _place(self, directories: Directories, path: str, size: int, held: int | str) -> Outcome:
+        name: int | str = held
         try:
-            fd, last = directories.parent(file.path)
-            if rename_to_new(name, self._directory, last, fd):
+            fd, last = directories.parent(path)
+            if isinstance(held, int):
+                try:
+                    self._name(held, last, fd)
+                except FileExistsError:
+                    # A name that is taken is only given anew by renaming.
+                    name = f"{self._prefix}{next(_numbers):x}"
+                    self._name(held, name, self._directory)
+                else:
+                    return Outcome.STORED
+            elif rename_to_new(held, self._directory, last, fd):
                 return Outcome.STORED
             before = size_at(fd, last)
-            os.rename(name, last, src_dir_fd=self._directory, dst_dir_fd=fd)
+            os.rename(str(name), last, src_dir_fd=self._directory, dst_dir_fd=fd)
         except OSError:
-            self._drop(name, len(file.data))
+            self._drop(name, size)
             return Outcome.REFUSED
+        finally:
+            if isinstance(held, int):
+                os.close(held)
         if before and self._replaced is not None:
             self._replaced(before)
         return Outcome.STORED
 
-    def _drop(self, name: str, size: int) -> None:
-        with suppress(OSError):
-            os.unlink(name, dir_fd=self._directory)
+    @staticmethod
+    def _name(fd: int, name: str, directory: int) -> None:
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
+
+    def _drop(self, held: int | str | None, size: int) -> None:
+        if isinstance(held, str):
+            with suppress(OSError):
+                os.unlink(held, dir_fd=self._directory)
         if self._replaced is not None:
             self._replaced(size)

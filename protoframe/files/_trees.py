@@ -18,7 +18,7 @@ from msgspec import structs
 from twisted.internet.defer import CancelledError, Deferred
 
 from protoframe import Error, Unavailable
-from protoframe.files._batches import Batches, read_ahead
+from protoframe.files._batches import Batches, in_items, read_ahead
 from protoframe.files._contract import (
     BadTransfer,
     CorruptCopy,
@@ -34,7 +34,7 @@ from protoframe.files._contract import (
     SmallFile,
 )
 from protoframe.files._copying import Bell
-from protoframe.files._disk import Disk
+from protoframe.files._disk import Disk, over
 from protoframe.files._progress import Action, Change, Meter
 from protoframe.files._small import SMALL, BatchWriter
 from protoframe.files._tree import Refused, Tree
@@ -209,17 +209,17 @@ class TreeCopy:
                 one.cancel()
 
         # That each is over is told apart: one that fails has others end while it still does, and this go on.
-        listed, *over = (_over(one.addErrback(stop)) for one in (listing, *running))
+        listed, *ended = (over(one.addErrback(stop)) for one in (listing, *running))
         await listed
         self._compare.end()
         self._compare_small.end()
-        for one in over[len(over) - comparing :] if comparing else []:
+        for one in ended[len(ended) - comparing :] if comparing else []:
             await one
         self._small.end()
         # A small file that cannot be had as one is copied as a large one.
-        await over[0]
+        await ended[0]
         self._large.end()
-        for one in over:
+        for one in ended:
             await one
         if failed:
             raise failed[0]
@@ -446,23 +446,27 @@ class TreeCopy:
         sent: deque[Entry] = deque()
         digest, pace = self._client.digest, self._client.pace
 
-        async def small() -> AsyncIterator[SmallFile]:
+        async def small() -> AsyncIterator[list[SmallFile]]:
             async for piece in self._pieces(list(waiting), waiting):
                 entries = iter(piece)
                 reading = read_ahead(self._disk, self._tree, [entry.path for entry in piece], digest)
                 async with aclosing(cast("Any", reading)) as parts:
                     async for files in parts:
+                        found: list[SmallFile] = []
                         for file, entry in zip(files, entries, strict=False):
                             if isinstance(file, Missing):
                                 singly.append(entry)
                                 waiting.remove(entry)
                                 continue
-                            if pace.is_limited:
-                                await pace.take(len(file.data))
-                            self._meter.move(len(file.data))
                             sent.append(entry)
                             path = self._prefix + file.path
-                            yield SmallFile(path, file.mtime_ns, file.mode, file.digest, file.data)
+                            found.append(SmallFile(path, file.mtime_ns, file.mode, file.digest, file.data))
+                        for together in in_items(found):
+                            octets = sum(len(file.data) for file in together)
+                            if pace.is_limited:
+                                await pace.take(octets)
+                            self._meter.move(octets)
+                            yield together
 
         try:
             async with aclosing(cast("Any", self._client.files.write_many(small(), digest))) as answers:
@@ -497,20 +501,23 @@ class TreeCopy:
         async def fill() -> None:
             try:
                 async with aclosing(cast("Any", self._client.files.read_many(paths(), digest))) as files:
-                    async for file in files:
-                        if not asked or file.path != self._prefix + asked[0].path:
-                            raise BadTransfer("the server sends another file than was asked for")
-                        entry = asked.popleft()
+                    async for some in files:
+                        own: list[SmallFile] = []
+                        for file in some:
+                            if not asked or file.path != self._prefix + asked[0].path:
+                                raise BadTransfer("the server sends another file than was asked for")
+                            entry = asked.popleft()
+                            if isinstance(file, Missing):
+                                waiting.remove(entry)
+                                await self._large.add(entry)
+                                continue
+                            staged.append(entry)
+                            own.append(SmallFile(entry.path, file.mtime_ns, file.mode, file.digest, file.data))
                         room.ring()
-                        if isinstance(file, Missing):
-                            waiting.remove(entry)
-                            await self._large.add(entry)
-                            continue
-                        self._meter.move(len(file.data))
+                        octets = sum(len(file.data) for file in own)
+                        self._meter.move(octets)
                         if pace.is_limited:
-                            await pace.take(len(file.data))
-                        staged.append(entry)
-                        own = SmallFile(entry.path, file.mtime_ns, file.mode, file.digest, file.data)
+                            await pace.take(octets)
                         if (full := batches.feed(own)) is not None:
                             await full
                 if asked:
@@ -543,10 +550,3 @@ def _order(source: Entry | None, target: Entry | None) -> int:
         return -1 if target is None else 1
     one, other = _parts(source), _parts(target)
     return -1 if one < other else 1 if one > other else 0
-
-
-def _over(deferred: Deferred[Any]) -> Deferred[None]:
-    """Fires when another has, whose result is of no concern."""
-    over: Deferred[None] = Deferred()
-    deferred.addBoth(lambda _: over.callback(None))
-    return over

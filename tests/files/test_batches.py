@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, execute
 from twisted.trial.unittest import SynchronousTestCase
 
+from protoframe.files import _small
 from protoframe.files._batches import Batches
 from protoframe.files._contract import Digest, SmallFile
 from protoframe.files._small import BatchWriter
@@ -36,7 +37,13 @@ class SlowDisk:
             late.callback(result)
 
 
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 class Leaving(SynchronousTestCase):
+    is_unnamed = True
+
     def test_files_that_were_being_written_down_are_removed_and_given_back(self) -> None:
         directory = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, directory)
@@ -46,10 +53,22 @@ class Leaving(SynchronousTestCase):
         disk: Any = SlowDisk()
         batches = Batches(disk, BatchWriter(tree, Digest.SHA256, None, given_back.append))
         data = b"x" * 100
-        batches.feed(SmallFile("file", 10**18, 0o644, hashlib.sha256(data).digest(), data))
+        batches.feed([SmallFile("file", 10**18, 0o644, hashlib.sha256(data).digest(), data)])
         waiting: Deferred[Any] = Deferred.fromCoroutine(anext(batches.outcomes()))  # type: ignore[arg-type]
-        self.assertEqual(len(os.listdir(tree.partials())), 1)
+        held = open_files()
         waiting.cancel()
-        self.failureResultOf(waiting, CancelledError)
+        # Until nothing is written any more the tree is in use.
+        self.assertEqual(open_files(), held)
         disk.finish()
+        self.failureResultOf(waiting, CancelledError)
         self.assertEqual((os.listdir(tree.partials()), given_back), ([], [100]))
+        self.assertEqual(open_files(), held - self.is_unnamed)
+
+
+class LeavingNames(Leaving):
+    """The same where a file system has no files without a name."""
+
+    is_unnamed = False
+
+    def setUp(self) -> None:
+        self.patch(_small, "_UNNAMED", 0)

@@ -90,10 +90,14 @@ async def test_hostile_names_are_refused_alike_and_nothing_outside_is_touched(tm
             # So that each verb has its turn with each trick, of which there are many names.
             for verb, call in list(verbs(files, name).items())[number % EVERY :: EVERY]:
                 assert await fault(call()) == expected, (verb, name)
-        got = [one async for one in files.read_many(nothing(names[:500], names[500:]), SHA256)]
+        got = [one async for some in files.read_many(nothing(names[:500], names[500:]), SHA256) for one in some]
         assert got == [Missing(name) for name in names]
         assert set(await files.verify_many(names[:1000])) == {b""}
-        outcomes = [one async for some in files.write_many(nothing(*map(small, names)), SHA256) for one in some]
+        outcomes = [
+            one
+            async for some in files.write_many(nothing([*map(small, names[:500])], [*map(small, names[500:])]), SHA256)
+            for one in some
+        ]
         assert set(outcomes) == {Outcome.REFUSED}
         assert len(outcomes) == len(names)
         assert contents(both.root) == {"good/file": b"good"}
@@ -118,7 +122,7 @@ async def test_links_devices_and_pipes_are_not_there(tmp_path):
                 assert await fault(call()) == expected, (verb, name)
         assert [entry.path async for entry in files.list("")] == ["closed", "good"]
         outcomes = [
-            one async for some in files.write_many(nothing(small("link/new"), small("pipe")), SHA256) for one in some
+            one async for some in files.write_many(nothing([small("link/new"), small("pipe")]), SHA256) for one in some
         ]
         assert outcomes == [Outcome.REFUSED, Outcome.REFUSED]
         assert contents(tmp_path / "outside") == {"file": b"sentinel"}

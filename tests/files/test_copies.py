@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import threading
 import time
@@ -12,7 +14,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from zope.interface import implementer
 
-from protoframe import Backoff, IAuthenticator, Identity, Unavailable
+from protoframe import Backoff, IAuthenticator, Identity, Internal, Unavailable
 from protoframe.files import (
     BadTransfer,
     Block,
@@ -25,6 +27,7 @@ from protoframe.files import (
     NoSuchPath,
     OverQuota,
     ReadOnly,
+    SmallFile,
     Source,
     SourceChanged,
     _batches,
@@ -34,9 +37,11 @@ from protoframe.files import (
 )
 from protoframe.files._blocks import BlockMap, digest_function
 from protoframe.files._partial import Partial, clean_partials
+from protoframe.files._small import BatchWriter
 from protoframe.files._source import SourceFile
 from protoframe.files._system import rename_to_new
 from protoframe.files._tree import Tree
+from protoframe.files._trees import TreeCopy
 from protoframe.servers.files import Access, _service, parse_rule
 from tests.files.support import MIB, content, contents, ends, leftovers, write
 
@@ -318,6 +323,42 @@ async def test_source_that_is_given_up_while_it_is_opened_is_closed(tmp_path, wa
         with pytest.raises(CancelledError):
             await copying
     assert not _is_open(case.source)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_fails_of_a_tree_is_raised_while_its_other_parts_still_run(tmp_path, monkeypatch):
+    def fail(self, staged):
+        raise OSError(errno.EIO, "the disk is gone")
+
+    listing = TreeCopy._list
+
+    async def never_listed(self, *, differing):
+        await listing(self, differing=differing)
+        await Deferred()
+
+    monkeypatch.setattr(TreeCopy, "_list", never_listed)
+    monkeypatch.setattr(BatchWriter, "sync", fail)
+    async with ends(tmp_path) as both:
+        for number in range(2000):
+            write(both.local / "tree" / f"{number}", b"x")
+        with pytest.raises(Internal):
+            await both.client.put(str(both.local / "tree"), "")
+        assert leftovers(both.root) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_more_small_files_in_an_item_than_may_be_are_refused(tmp_path):
+    async def too_many(item):
+        yield [item] * 1025
+
+    async with ends(tmp_path) as both:
+        files = both.client.files
+        with pytest.raises(BadTransfer):
+            assert [one async for one in files.read_many(too_many("x"), Digest.SHA256)] == []
+        small = SmallFile("x", 0, 0o644, hashlib.sha256(b"").digest(), b"")
+        with pytest.raises(BadTransfer):
+            assert [one async for one in files.write_many(too_many(small), Digest.SHA256)] == []
+        assert leftovers(both.root) == []
 
 
 def _is_open(path):

@@ -42,9 +42,9 @@ from protoframe.files import (
     Verified,
     split_path,
 )
-from protoframe.files._batches import Batches, read_ahead
+from protoframe.files._batches import Batches, in_items, read_ahead
 from protoframe.files._blocks import is_block_size, transfer_key
-from protoframe.files._contract import Digests, Outcomes, Paths
+from protoframe.files._contract import Digests, Found, Outcomes, Paths, SmallFiles
 from protoframe.files._copying import Receiver, Sender, pump, whole_digest
 from protoframe.files._disk import Disk
 from protoframe.files._partial import Partial, clean_partials, unfinished
@@ -274,7 +274,7 @@ class FilesService(Files, name="Files"):
             del store.copies[key]
             copy.over.callback(None)
 
-    async def read_many(self, paths: AsyncIterator[Paths], digest: Digest) -> AsyncIterator[SmallFile | Missing]:
+    async def read_many(self, paths: AsyncIterator[Paths], digest: Digest) -> AsyncIterator[Found]:
         """Copies small files to the caller."""
         permissions = _permissions()
         may_read = self._store.access.may_read
@@ -285,14 +285,18 @@ class FilesService(Files, name="Files"):
             waiting = iter(some)
             async with aclosing(cast("Any", read_ahead(self._disk, self._tree, allowed, digest))) as reading:
                 async for files in reading:
+                    found: Found = []
                     for file in files:
                         while (path := next(waiting)) != file.path:
-                            yield Missing(path)
-                        yield file
-            for path in waiting:
-                yield Missing(path)
+                            found.append(Missing(path))
+                        found.append(file)
+                    for together in in_items(found):
+                        yield together
+            missing: Found = [Missing(path) for path in waiting]
+            if missing:
+                yield missing
 
-    async def write_many(self, files: AsyncIterator[SmallFile], digest: Digest) -> AsyncIterator[Outcomes]:
+    async def write_many(self, files: AsyncIterator[SmallFiles], digest: Digest) -> AsyncIterator[Outcomes]:
         """Copies small files from the caller."""
         store = self._store
         permissions = _permissions()
@@ -316,16 +320,18 @@ class FilesService(Files, name="Files"):
             return None
 
         if access.read_only:
-            async for file in files:
-                yield [judge(file) or Outcome.READ_ONLY]
+            async for some in files:
+                yield [judge(file) or Outcome.READ_ONLY for file in some]
             return
         writer = await self._disk.run(BatchWriter, self._tree, digest, judge, quota.give_back)
         batches = Batches(self._disk, writer)
 
         async def fill() -> None:
             try:
-                async for file in files:
-                    if (full := batches.feed(file)) is not None:
+                async for some in files:
+                    if len(some) > _MOST_PATHS:
+                        raise BadTransfer(f"{_MOST_PATHS} files may come at a time")
+                    if (full := batches.feed(some)) is not None:
                         await full
             except BaseException as error:
                 batches.fail(error)
@@ -335,8 +341,8 @@ class FilesService(Files, name="Files"):
         filling = Deferred.fromCoroutine(fill())
         try:
             async with aclosing(cast("Any", batches.outcomes())) as outcomes:
-                async for some in outcomes:
-                    yield some
+                async for told in outcomes:
+                    yield told
         finally:
             filling.cancel()
 
