@@ -30,7 +30,7 @@ help:
 venv: $(INSTALLED)
 
 # The stamp comes last: an environment whose installation broke off is made anew.
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg pyproject.toml setup.py protoframe/files/_native.c
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@

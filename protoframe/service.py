@@ -157,6 +157,7 @@ class ServerService(Service):
         self._ports: list[IListeningPort] = []
         # Where it listens, and has not said so yet.
         self._unsaid: list[str] = []
+        self._is_ready = False
         self._starting = False
         self._broken = False
 
@@ -189,17 +190,24 @@ class ServerService(Service):
             raise SystemExit(1)
         self._starting = False
         super().startService()
-        for where in self._unsaid:
-            self._say(where)
-        self._unsaid.clear()
         from twisted.internet import reactor
 
         running: Any = reactor
-        running.callWhenRunning(_Signals.serve, running, self)
+        running.callWhenRunning(self._runs, running)
+
+    def _runs(self, reactor: Any) -> None:
+        """It may be ended in order from now on, so that whoever waited for it may be told."""
+        _Signals.serve(reactor, self)
+        if self.running:
+            self._is_ready = True
+            unsaid, self._unsaid = self._unsaid, []
+            for where in unsaid:
+                self._say(where)
 
     def stopService(self) -> Deferred[Any]:
         """Stops listening, takes no new calls, and lets those that run end, in the time of ``--drain``."""
         super().stopService()
+        self._is_ready = False
         ports, self._ports = self._ports, []
         waits: list[Deferred[Any]] = [maybeDeferred(port.stopListening) for port in ports]
         seconds = self._options["drain"]
@@ -224,7 +232,7 @@ class ServerService(Service):
 
     def _listening(self, port: IListeningPort, where: str) -> None:
         self._ports.append(port)
-        if self.running:
+        if self._is_ready:
             self._say(where)
         else:
             self._unsaid.append(where)

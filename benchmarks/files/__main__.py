@@ -27,6 +27,7 @@ from benchmarks.files.workloads import ASKED, WORKLOADS
 from benchmarks.progress import Progress
 from benchmarks.queues import disk
 from benchmarks.runner import ROOT, Failed, jobs_of
+from protoframe.files._small import _native
 
 ROUNDS, QUICK_SCALE = 5, 0.1
 #: What the speed of the disk is measured with.
@@ -50,6 +51,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         default=Path(),
         help="where everything is copied, in a directory that is gone at the end: here",
     )
+    parser.add_argument("--warm", action="store_true", help="use much memory, and give it back, before each copy")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where figures go: build/files-benchmarks.json")
     parser.add_argument("--docs", action="store_true", help=f"write docs/{report.PAGE}")
     parser.add_argument("--check", action="store_true", help="exit with 1 where what is asked for does not hold")
@@ -100,6 +102,10 @@ def _measured(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     jobs, left_out = jobs_of(WORKLOADS, options.only, options.peer, scale, COPIERS)
     if file_system in disk.WITHOUT_DISK:
         left_out.append(f"The directory is on {file_system}, which is memory: nothing here was durable.")
+    if options.warm:
+        left_out.append("This is with `--warm`: memory that was just in use was there for each copy.")
+    if _native is None:
+        left_out.append("The compiled part of protoframe was not built: trees are copied slower than they could be.")
     for line in left_out:
         say(line)
     programs = dict.fromkeys(program for peer in COPIERS.values() for program, _ in peer.programs if program != "scp")
@@ -111,7 +117,8 @@ def _measured(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         "write": _write_speed(directory, round(_WRITTEN * min(1, scale))),
     }
     began = datetime.datetime.now(datetime.UTC)
-    runner = CopyRunner(jobs, rounds, Progress(len(jobs) * rounds, is_shown=not options.quiet), directory)
+    progress = Progress(len(jobs) * rounds, is_shown=not options.quiet)
+    runner = CopyRunner(jobs, rounds, progress, directory, is_warm=options.warm)
     is_interrupted = False
     try:
         runner.run()

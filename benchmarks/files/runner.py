@@ -33,6 +33,8 @@ LISTENING, LONGEST = 30.0, 900.0
 #: Seconds before each copy, after which a host has taken away what memory the copy before it has freed.  Without them
 #: a program that starts fast would find it, and another not.
 _PAUSE = 5.0
+#: What gives a program memory that has just been in use: bytes that another has had until then.
+_WARM = 3 << 30
 
 
 def peak(process: int) -> int:
@@ -47,11 +49,15 @@ class CopyRunner(Runner):
     """Runs jobs of copies.
 
     :param directory: below which everything is copied from and to.
+    :param is_warm: whether memory that was just in use is there for each copy.
     :ivar memory: bytes that ours had at most, at each end, by the workload.
     """
 
-    def __init__(self, jobs: Sequence[Job], rounds: int, progress: Progress, directory: Path) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], rounds: int, progress: Progress, directory: Path, *, is_warm: bool = False
+    ) -> None:
         super().__init__(jobs, rounds, progress)
+        self._is_warm = is_warm
         self._sources = directory / "source"
         self._sources.mkdir()
         self._directory = directory
@@ -94,6 +100,8 @@ class CopyRunner(Runner):
                     raise Failed(f"its server does not listen: {said_in(errors) or 'it said nothing'}")
                 command = peer.copy(way, local, remote, root, settings, port)
                 time.sleep(_PAUSE)
+                if self._is_warm:
+                    subprocess.run([sys.executable, "-c", f"bytes(1) * {_WARM}"], check=True)
                 began = time.perf_counter()
                 output = _done(command)
                 seconds = time.perf_counter() - began
