@@ -431,3 +431,32 @@ def test_the_internal_error_of_a_handler_is_in_the_servers_log_and_nowhere_else(
         assert logged[1] in done.stderr
         assert "the password is 12345" in running.log
         assert "Traceback" in running.log
+
+
+STARTED_BEFORE_THE_REACTOR_RUNS = """
+import signal, sys
+from twisted.internet import reactor
+from twisted.logger import globalLogPublisher
+from protoframe import Factory
+from protoframe.servers.upper import Options, makeService
+
+options = Options()
+options.parseOptions(["--listen", "tcp:0:interface=127.0.0.1"])
+said = []
+
+def note(event):
+    if "serving" in (event["log_format"] or ""):
+        said.append(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+        reactor.stop()
+
+globalLogPublisher.addObserver(note)
+service = makeService(options)
+service.startService()
+assert said == [], said
+reactor.run()
+assert said == [True], said
+"""
+
+
+def test_that_it_serves_is_said_when_it_can_be_ended_in_order() -> None:
+    subprocess.run([sys.executable, "-c", STARTED_BEFORE_THE_REACTOR_RUNS], check=True, timeout=30, env=environment())
