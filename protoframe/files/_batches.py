@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from protoframe.files._contract import Digest, Missing, Outcome, SmallFile
 from protoframe.files._copying import Bell
-from protoframe.files._disk import Disk, over
+from protoframe.files._disk import Disk, ended, over
 from protoframe.files._small import BatchWriter, Staged, read_small
 from protoframe.files._tree import Tree
 
@@ -41,6 +41,8 @@ _BATCH = 1024
 #: Files, and bytes, that are written down and not in place yet, at the most.
 _MOST = 8192
 _MOST_OCTETS = 64 * 1024 * 1024
+#: Files that are in place of which nobody has taken the outcome, at the most.
+_MOST_UNTOLD = 65536
 #: What waits to be written down, at the most.
 _WAITING = 1024
 _WAITING_OCTETS = 4 * 1024 * 1024
@@ -94,7 +96,7 @@ class Batches:
     """Takes small files by `feed`, and tells by `outcomes` what became of them, in order.
 
     :param disk: writes them.
-    :param writer: how.
+    :param writer: how; it is closed at the end.
     """
 
     def __init__(self, disk: Disk, writer: BatchWriter) -> None:
@@ -158,6 +160,7 @@ class Batches:
                 self._bell.check()
                 if self._told:
                     told, self._told = self._told, []
+                    self._go_on()
                     yield told
                 elif self._ended and self._is_idle():
                     return
@@ -165,11 +168,17 @@ class Batches:
                     await self._bell.wait()
         finally:
             self._is_left = True
-            for working in (self._syncing, self._placing, *self._pieces):
-                if working is not None:
-                    await (working.over if isinstance(working, _Piece) else over(working))
-            rest = [one for batch in (self._batch, *self._durable, self._staged) for one in batch]
-            await over(self._disk.run(self._writer.abandon, rest))
+            # Cancelled once more or not: nothing of it may stay.
+            await ended(Deferred.fromCoroutine(self._leave()))
+
+    async def _leave(self) -> None:
+        for working in (self._syncing, self._placing, *(piece.over for piece in self._pieces)):
+            if working is not None:
+                await over(working)
+        written = [piece.staged for piece in self._pieces if piece.staged is not None]
+        rest = [one for batch in (self._batch, *self._durable, self._staged, *written) for one in batch]
+        await over(self._disk.run(self._writer.abandon, rest))
+        await over(self._disk.run(self._writer.close))
 
     def _is_idle(self) -> bool:
         steps = (self._queue, self._pieces, self._staged, self._syncing, self._durable, self._placing, self._placed)
@@ -194,7 +203,7 @@ class Batches:
         if len(self._staged) >= _BATCH:
             return True
         # There is nothing that is worth waiting for.
-        if self._queue or self._pieces:
+        if self._pieces or (self._queue and self._has_room()):
             return False
         return bool(self._staged or (self._placed and self._placing is None and not self._durable))
 
@@ -219,12 +228,7 @@ class Batches:
         self.fail(failure.value or CancelledError())
 
     def _write_down(self) -> None:
-        while (
-            self._queue
-            and len(self._pieces) < _AT_ONCE
-            and self._under_way < _MOST
-            and self._under_way_octets < _MOST_OCTETS
-        ):
+        while self._queue and len(self._pieces) < _AT_ONCE and self._has_room():
             files = self._take()
             piece = _Piece(files)
             self._pieces.append(piece)
@@ -233,6 +237,13 @@ class Batches:
             writing: Deferred[Any] = self._disk.run(self._writer.stage, files)
             writing.addCallback(self._written, piece).addErrback(self._not_written, piece)
             writing.addBoth(lambda _, piece: piece.over.callback(None), piece)
+
+    def _has_room(self) -> bool:
+        return (
+            self._under_way < _MOST
+            and self._under_way_octets < _MOST_OCTETS
+            and len(self._placed) + len(self._told) < _MOST_UNTOLD
+        )
 
     def _take(self) -> list[SmallFile]:
         files: list[SmallFile] = []

@@ -39,7 +39,7 @@ from protoframe.files._contract import (
     Want,
 )
 from protoframe.files._copying import Receiver, Sender, whole_digest
-from protoframe.files._disk import Disk
+from protoframe.files._disk import Disk, ended
 from protoframe.files._partial import Partial, clean_partials
 from protoframe.files._progress import Change, Meter, Pace, Progress, Summary
 from protoframe.files._source import SourceFile
@@ -364,6 +364,7 @@ class FileClient:
         answers = _Noted(_answers(offered))
         receiver: Receiver | None = None
         partial: Partial | None = None
+        is_spoilt = False
         try:
             try:
                 async with aclosing(cast("Any", self.files.read(remote, self.digest, answers.run()))) as sent:
@@ -387,8 +388,7 @@ class FileClient:
                     raise answers.error from None
                 raise
         except CorruptCopy:
-            if partial is not None:
-                await self.disk.run(partial.discard)
+            is_spoilt = True
             raise
         finally:
             if receiver is not None:
@@ -396,7 +396,7 @@ class FileClient:
             elif not offered.called:
                 offered.cancel()
             if partial is not None:
-                await self.disk.run(partial.close)
+                await ended(self.disk.run(partial.discard if is_spoilt else partial.close))
         if receiver is None or receiver.receipt is None or partial is None:
             raise BadTransfer("the server ended a copy before it was whole")
         return receiver.receipt

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from protoframe.files._system import keep_memory
 
-__all__ = ["Disk", "over"]
+__all__ = ["Disk", "ended", "over"]
 
 
 class _Closable(Protocol):
@@ -40,7 +40,8 @@ class Disk:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pf-files") if threads else None
         # Pieces of work that have not ended.
         self._under_way = 0
-        self._closing: Deferred[None] | None = None
+        self._is_closing = False
+        self._closed: Deferred[None] = Deferred()
         self.threads = threads
 
     def run(self, function: Callable[..., T], *arguments: Any) -> Deferred[T]:
@@ -88,9 +89,9 @@ class Disk:
 
         What comes later is done at once, in the caller's thread.
         """
-        closing = self._closing = Deferred()
+        self._is_closing = True
         self._close_if_idle()
-        return closing
+        return over(self._closed)
 
     def _fire(self, done: Deferred[Any], result: Any) -> None:
         # One that was cancelled takes, and drops, one result more.
@@ -99,16 +100,33 @@ class Disk:
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:
-        if self._closing is not None and not self._under_way:
-            closing, self._closing = self._closing, None
+        if self._is_closing and not self._under_way and not self._closed.called:
             if self._pool is not None:
                 self._pool.shutdown(wait=False)
                 self._pool = None
-            closing.callback(None)
+            self._closed.callback(None)
 
 
 def over(deferred: Deferred[Any]) -> Deferred[None]:
     """Fires when another has, however that ended."""
-    ended: Deferred[None] = Deferred()
-    deferred.addBoth(lambda _: ended.callback(None))
-    return ended
+    fired: Deferred[None] = Deferred()
+    deferred.addBoth(lambda _: fired.callback(None))
+    return fired
+
+
+async def ended(*deferreds: Deferred[Any]) -> None:
+    """Waits until all have fired, for what must be done before anything else is.
+
+    :raises CancelledError: whoever waits was cancelled meanwhile, once or more; that is raised when all have fired.
+    """
+    was_cancelled = False
+    for deferred in deferreds:
+        while not (fired := over(deferred)).called:
+            try:
+                await fired
+            except CancelledError:
+                was_cancelled = True
+            else:
+                break
+    if was_cancelled:
+        raise CancelledError

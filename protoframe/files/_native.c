@@ -106,6 +106,9 @@ fill(int fd, const struct written *file, char *back)
     ssize_t got;
     int result;
 
+    /* A second that this system cannot say. */
+    if (times[0].tv_sec > file->mtime_ns / 1000000000 || times[0].tv_sec < file->mtime_ns / 1000000000 - 1)
+        return -EOVERFLOW;
     if (fstat(fd, &status) != 0)
         return -errno;
     /* The process's mask may have taken something from it. */
@@ -276,7 +279,7 @@ open_regular(int directory, const char *name, struct stat *status)
 
     if (fstatat(directory, name, status, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(status->st_mode))
         return -1;
-    fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd >= 0 && (fstat(fd, status) != 0 || !S_ISREG(status->st_mode))) {
         close(fd);
         return -1;
@@ -327,15 +330,15 @@ PyDoc_STRVAR(read_files_doc,
 "Reads regular files, each as it was at one moment.\n\n"
 ":param files: a list; for each the descriptor of its directory, and its name there.\n"
 ":param most: bytes that one may have.\n"
-":returns: for each the time of its last change in nanoseconds, its mode, and its contents; or ``None`` where it cannot\n"
-"    be had, has more bytes, or changed meanwhile.\n");
+":returns: for each the time of its last change in seconds, and the nanoseconds of that, its mode, and its contents; or\n"
+"    ``None`` where it cannot be had, has more bytes, or changed meanwhile.\n");
 
 static PyObject *
 found_of(const struct found *file, const char *room)
 {
     if (file->length < 0)
         return Py_NewRef(Py_None);
-    return Py_BuildValue("LIy#", (long long)file->status.st_mtim.tv_sec * 1000000000 + file->status.st_mtim.tv_nsec,
+    return Py_BuildValue("LlIy#", (long long)file->status.st_mtim.tv_sec, (long)file->status.st_mtim.tv_nsec,
                          (unsigned int)file->status.st_mode & 0777, room + file->at, (Py_ssize_t)file->length);
 }
 

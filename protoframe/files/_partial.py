@@ -176,11 +176,10 @@ class Partial:
                     if not self._unchecked:
                         break
                     first, count = self._unchecked.popleft()
-                    length = self._length(first, count)
-                    self.unchecked -= length
+                    self.unchecked -= count * size
                 bad += self._wrong(first, count)
-                self._trail.add(first * size, length)
-                octets += length
+                self._trail.add(first * size, count * size)
+                octets += count * size
         return self._drop(bad)
 
     def recheck(self, first: int, count: int) -> None:
@@ -210,9 +209,6 @@ class Partial:
             for index in wrong:
                 self.blocks.drop(index)
         return wrong
-
-    def _length(self, first: int, count: int) -> int:
-        return min(count * self.blocks.block_size, self.blocks.size - first * self.blocks.block_size)
 
     def _is_sparse_zero(self, expected: bytes, index: int) -> bool:
         """Whether a block is, as it should be, within a hole: that is looked at faster than it is read."""
@@ -248,12 +244,16 @@ class Partial:
                         self._take_holes(item)
                     elif not isinstance(item, Block):
                         raise BadTransfer(f"a {type(item).__name__} is no part of a file")
+                records = []
                 for block in came:
-                    self.blocks.add(block.index, block.digest)
+                    # What comes again and again is noted once.
+                    if not (self.blocks.has(block.index) and self.blocks.digest(block.index) == block.digest):
+                        self.blocks.add(block.index, block.digest)
+                        records.append(journal_block(self.key, block.index, block.digest))
                 for run in written:
                     self._is_to_be_checked(*run)
-                if came:
-                    self._note(b"".join(journal_block(self.key, block.index, block.digest) for block in came))
+                if records:
+                    self._note(b"".join(records))
         return again, octets
 
     def _write(self, run: list[Block]) -> int:
@@ -265,8 +265,9 @@ class Partial:
         return _write_at(self._data, [block.data for block in run], run[0].index * self.blocks.block_size)
 
     def _is_to_be_checked(self, first: int, count: int) -> None:
+        # The last block counts as others do: many small pieces of work may not hide behind few bytes.
         self._unchecked.append((first, count))
-        self.unchecked += self._length(first, count)
+        self.unchecked += count * self.blocks.block_size
 
     def _compare(self, same: Same) -> list[int]:
         blocks = self.blocks
@@ -287,15 +288,26 @@ class Partial:
         end = holes.first + holes.count
         if not (0 <= holes.first < end <= blocks.count):
             raise BadTransfer("there are no such blocks")
-        for index in range(holes.first, end):
-            # Data of an earlier attempt, which the source has no more.
-            if blocks.has(index) and blocks.digest(index) != self._zero:
-                _write_at(self._data, [bytes(blocks.length(index))], index * blocks.block_size)
-                self._is_to_be_checked(index, 1)
+        self._clear(holes.first, end)
         blocks.add_run(holes.first, holes.count, self._zero)
         last = blocks.count - 1
         if end - 1 == last and blocks.length(last) != blocks.block_size:
             blocks.add(last, zero_digest(self._function, blocks.length(last)))
+
+    def _clear(self, first: int, end: int) -> None:
+        """Writes zeros wherever there is data, of an earlier attempt, or that came wrong; what is a hole stays one."""
+        blocks = self.blocks
+        size = blocks.block_size
+        while first < end:
+            try:
+                first = os.lseek(self._data, first * size, os.SEEK_DATA) // size
+            except OSError:
+                # There is nothing but a hole from here on.
+                return
+            if first < end:
+                _write_at(self._data, [bytes(blocks.length(first))], first * size)
+                self._is_to_be_checked(first, 1)
+                first += 1
 
     def sync(self) -> None:
         """Makes the data durable, with the times and the mode of the source."""
@@ -347,7 +359,11 @@ def clean_partials(tree: Tree, older_than: float) -> int:
         # Not the time of the last write: that becomes the source's before the file goes to its place.
         if stat.S_ISREG(status.st_mode) and status.st_ctime <= limit:
             with suppress(OSError):
-                fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+                try:
+                    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+                except PermissionError:
+                    _make_ours(name, directory)
+                    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
                 try:
                     # One that is being made is locked by its journal; its data is as young as that.
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -369,11 +385,26 @@ def unfinished(tree: Tree) -> dict[str, int]:
 
 
 def _open_own(name: str, directory: int) -> int:
-    fd = os.open(name, _OPEN, 0o600, dir_fd=directory)
+    try:
+        fd = os.open(name, _OPEN, 0o600, dir_fd=directory)
+    except PermissionError:
+        # It has the mode of its source already, which may not even be ours to write.
+        _make_ours(name, directory)
+        fd = os.open(name, _OPEN, 0o600, dir_fd=directory)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FileNotFoundError(name)
     return fd
+
+
+def _make_ours(name: str, directory: int) -> None:
+    """Gives the owner of a file all rights to it."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.chmod(f"/proc/self/fd/{fd}", 0o600)
+    finally:
+        os.close(fd)
 
 
 def _write_at(fd: int, pieces: Sequence[bytes | memoryview], at: int) -> int:

@@ -37,6 +37,8 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNNAMED = getattr(os, "O_TMPFILE", 0) and os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
 #: That a file system has none, or an older kernel.
 _NO_UNNAMED = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT})
+#: That there is no such directory any more, or something else in its place.
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 #: That no more may be open.
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 #: In place of a descriptor, until there is one.
@@ -90,21 +92,29 @@ def read_small(tree: Tree, paths: Sequence[str], digest: Digest) -> list[SmallFi
 def _read_at_once(
     directories: Directories, paths: Sequence[str], function: Callable[[bytes], bytes]
 ) -> list[SmallFile | Missing]:
-    places: list[tuple[int, bytes]] = []
-    for path in paths:
-        try:
-            directory, name = directories.parent(path)
-        except OSError:
-            # No directory has this number.
-            directory, name = -1, "."
-        places.append((directory, name.encode()))
     found: list[SmallFile | Missing] = []
-    for path, one in zip(paths, _native.read_files(places, SMALL), strict=True):
-        if one is None:
-            found.append(Missing(path))
-        else:
-            mtime_ns, mode, data = one
-            found.append(SmallFile(path, mtime_ns, mode, function(data), data))
+    group: list[tuple[int, bytes]] = []
+
+    def read() -> None:
+        for path, one in zip(
+            paths[len(found) : len(found) + len(group)], _native.read_files(group, SMALL), strict=True
+        ):
+            if one is None:
+                found.append(Missing(path))
+            else:
+                seconds, nanoseconds, mode, data = one
+                found.append(SmallFile(path, seconds * 10**9 + nanoseconds, mode, function(data), data))
+        group.clear()
+
+    for path in paths:
+        if not directories.has(path):
+            read()
+        # No directory has this number.
+        directory, name = -1, "."
+        with suppress(OSError):
+            directory, name = directories.parent(path)
+        group.append((directory, name.encode()))
+    read()
     return found
 
 
@@ -130,6 +140,11 @@ def _read(directories: Directories, path: str, function: Callable[[bytes], bytes
     ):
         return None
     return SmallFile(path, before.st_mtime_ns, stat.S_IMODE(before.st_mode) & 0o777, function(data), data)
+
+
+def _count(staged: Staged) -> int:
+    """How many descriptors are held."""
+    return sum(type(held) is int and held >= 0 for _, _, held in staged)
 
 
 class BatchWriter:
@@ -164,6 +179,14 @@ class BatchWriter:
         # Where files were placed that are not known to be durable there.
         self._lock = threading.Lock()
         self._placed_in: set[str] = set()
+        # Of its own: what could not be written is told once by each, and not to somebody else.
+        self._file_system = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree.fd)
+
+    def close(self) -> None:
+        """Lets the tree go; nothing is written any more, and what is staged was placed or abandoned."""
+        if self._file_system >= 0:
+            os.close(self._file_system)
+            self._file_system = -1
 
     def stage(self, files: Sequence[SmallFile]) -> Staged:
         """Writes files down, and verifies them, without the names that they are to have.
@@ -172,9 +195,21 @@ class BatchWriter:
         """
         # It is made anew if somebody has removed it since the last ones.
         self._directory = self._tree.partials()
-        spare = _descriptors.take(len(files)) if self._may_be_unnamed else 0
-        function, judge = self._function, self._judge
         staged: Staged = []
+        spare = _descriptors.take(len(files)) if self._may_be_unnamed else 0
+        try:
+            self._stage(files, staged, spare)
+        except BaseException:
+            spare -= _count(staged)
+            self.abandon([one for one in staged if one[2] != _AT_ONCE])
+            _descriptors.give_back(spare)
+            raise
+        _descriptors.give_back(spare - _count(staged))
+        return staged
+
+    def _stage(self, files: Sequence[SmallFile], staged: Staged, spare: int) -> None:
+        """Writes files down, so many of them without a name at most."""
+        function, judge = self._function, self._judge
         at_once: list[tuple[int, int, bytes]] = []
         for file in files:
             held: int | str | Outcome
@@ -191,26 +226,17 @@ class BatchWriter:
                 at_once.append((file.mode & 0o777, file.mtime_ns, file.data))
             else:
                 held = self._write(file, spare > 0)
-                if type(held) is int:
-                    spare -= 1
+                spare -= type(held) is int
             staged.append((file.path, size, held))
         if at_once:
-            spare += self._write_at_once(files, staged, at_once)
-        _descriptors.give_back(spare)
-        return staged
+            self._write_at_once(files, staged, at_once)
 
-    def _write_at_once(self, files: Sequence[SmallFile], staged: Staged, at_once: list[tuple[int, int, bytes]]) -> int:
-        """Writes files that are to have no name; how many of them have no descriptor."""
-        spare = 0
+    def _write_at_once(self, files: Sequence[SmallFile], staged: Staged, at_once: list[tuple[int, int, bytes]]) -> None:
         results = iter(_native.write_files(self._directory, at_once))
         for number, (path, size, held) in enumerate(staged):
-            if held != _AT_ONCE:
-                continue
-            result = next(results)
-            if result < 0:
-                spare += 1
-            staged[number] = (path, size, result if result >= 0 else self._not_written(files[number], -result))
-        return spare
+            if held == _AT_ONCE:
+                result = next(results)
+                staged[number] = (path, size, result if result >= 0 else self._not_written(files[number], -result))
 
     def _not_written(self, file: SmallFile, error: int) -> str | int | Outcome:
         if error == -_native.DIFFERS:
@@ -284,7 +310,7 @@ class BatchWriter:
         with self._lock:
             directories, self._placed_in = self._placed_in, set()
         is_much = len(held) + len(directories) > _FEW or any(isinstance(one, str) for one in held)
-        if is_much and sync_filesystem(self._tree.fd):
+        if is_much and sync_filesystem(self._file_system):
             return
         for one in held:
             self._sync_one(one)
@@ -304,9 +330,11 @@ class BatchWriter:
     def _sync_directory(self, path: str) -> None:
         try:
             fd = self._tree.directory(split_path(path) or ())
-        except OSError:
-            # It is gone, or another: what was in it has been moved or removed since.
-            return
+        except OSError as error:
+            if error.errno in _GONE:
+                # What was in it has been moved or removed since.
+                return
+            raise
         try:
             os.fsync(fd)
         finally:
@@ -316,40 +344,62 @@ class BatchWriter:
         """Puts files, which must be durable, into their places; what became of each.  The next `sync` makes it durable.
 
         Of two with one name the last is to stay: batches are placed one after another.
+
+        :param staged: has what became of them in their place afterwards.
+        :raises OSError: no more files may be open; what is not in its place is gone.
         """
-        outcomes: list[Outcome] = []
         directories = Directories(self._tree, make=True)
+        descriptors = _count(staged)
         try:
-            if _native is not None:
-                self._place_at_once(directories, staged, outcomes)
-            for path, size, held in staged[len(outcomes) :]:
-                outcomes.append(held if isinstance(held, Outcome) else self._place(directories, path, size, held))
+            group: list[tuple[int, int, bytes]] = []
+            numbers: dict[str, int] = {}
+            for number, (path, _, held) in enumerate(staged):
+                if isinstance(held, Outcome):
+                    continue
+                if path in numbers or not directories.has(path) or _native is None or isinstance(held, str):
+                    self._place_group(directories, staged, group, numbers)
+                if _native is None or isinstance(held, str):
+                    self._settle(directories, staged, number)
+                    continue
+                # No directory has this number.
+                directory, name = -1, "."
+                with suppress(OSError):
+                    directory, name = directories.parent(path)
+                group.append((held, directory, name.encode()))
+                numbers[path] = number
+            self._place_group(directories, staged, group, numbers)
         finally:
             with self._lock:
-                self._placed_in.update(directories.opened)
+                self._placed_in |= directories.used
             directories.close()
-            self.abandon(staged[len(outcomes) :])
-            _descriptors.give_back(sum(type(held) is int for _, _, held in staged[: len(outcomes)]))
-        return outcomes
+            _descriptors.give_back(descriptors - _count(staged))
+            self.abandon(staged)
+        return [held for _, _, held in staged if isinstance(held, Outcome)]
 
-    def _place_at_once(self, directories: Directories, staged: Staged, outcomes: list[Outcome]) -> None:
-        """Names files that have none, in order, up to the first that has one."""
-        first = list(itertools.takewhile(lambda one: not isinstance(one[2], str), staged))
-        places: list[tuple[int, int, bytes]] = []
-        for path, _, held in first:
-            if type(held) is int:
-                # No directory has this number.
-                fd, last = -1, "."
-                with suppress(OSError):
-                    fd, last = directories.parent(path)
-                places.append((held, fd, last.encode()))
-        results = iter(_native.name_files(places))
-        for path, size, held in first:
-            if isinstance(held, Outcome):
-                outcomes.append(held)
+    def _place_group(
+        self, directories: Directories, staged: Staged, group: list[tuple[int, int, bytes]], numbers: dict[str, int]
+    ) -> None:
+        """Names files of different paths, which have no names yet, in one call."""
+        if not group:
+            return
+        again: list[int] = []
+        for number, result in zip(numbers.values(), _native.name_files(group), strict=True):
+            if result:
+                again.append(number)
             else:
-                # Whatever is in the way, it is tried anew, and given up or replaced.
-                outcomes.append(self._place(directories, path, size, held) if next(results) else Outcome.STORED)
+                staged[number] = (*staged[number][:2], Outcome.STORED)
+        group.clear()
+        numbers.clear()
+        for number in again:
+            # Whatever is in the way, it is tried anew, and replaced or given up.
+            self._settle(directories, staged, number)
+
+    def _settle(self, directories: Directories, staged: Staged, number: int) -> None:
+        path, size, held = staged[number]
+        if not isinstance(held, Outcome):
+            # Whatever is raised, nobody else is to deal with it.
+            staged[number] = (path, size, Outcome.REFUSED)
+            staged[number] = (path, size, self._place(directories, path, size, held))
 
     def abandon(self, staged: Staged) -> None:
         """Removes what was written down."""
@@ -377,8 +427,10 @@ class BatchWriter:
                 return Outcome.STORED
             before = size_at(fd, last)
             os.rename(str(name), last, src_dir_fd=self._directory, dst_dir_fd=fd)
-        except OSError:
+        except OSError as error:
             self._drop(name, size)
+            if error.errno in _NO_DESCRIPTOR:
+                raise
             return Outcome.REFUSED
         finally:
             if isinstance(held, int):

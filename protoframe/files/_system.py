@@ -45,7 +45,7 @@ _RENAME_NOREPLACE = 1
 
 _mallopt = getattr(_libc, "mallopt", None)
 #: glibc's numbers: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX; and what each is set to.
-_MALLOC = {-3: 64 << 20, -1: 128 << 20, -2: 4 << 20, -8: 1}
+_MALLOC = {-3: 32 << 20, -1: 128 << 20, -2: 4 << 20, -8: 1}
 
 
 def keep_memory() -> None:
@@ -118,11 +118,12 @@ class Trail:
             self._octets -= length
             if _sync_file_range(self._fd, offset, length, _WAIT_BEFORE | _WRITE | _WAIT_AFTER) != 0:
                 number = ctypes.get_errno()
-                if number in {errno.EIO, *FULL}:
+                if number not in {errno.EINVAL, errno.ENOSYS, errno.ESPIPE}:
                     # The next ``fsync`` may say nothing of it.
                     raise OSError(number, os.strerror(number))
             elif hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
+                with suppress(OSError):
+                    os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 class OpenWatch:

@@ -24,6 +24,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 #: How often the hidden directory may be gone again at once.
 _TRIES = 100
+#: Descriptors of directories that a batch of files holds open.
+_MOST_OPENED = 64
 
 
 class Refused(FileNotFoundError):
@@ -244,14 +246,21 @@ class Tree:
 class Directories:
     """Descriptors of the directories that a batch of files is in: each is found once.
 
-    :param make: whether those that are missing are made; their parents are among ``opened`` then.
-    :ivar opened: those that were used, by their path.
+    They are few at a time: when there are more all are closed, and what was handed out is good no more.
+
+    :param make: whether those that are missing are made; their parents are among ``used`` then.
+    :ivar used: the paths of all.
     """
 
     def __init__(self, tree: Tree, *, make: bool = False) -> None:
         self._tree = tree
         self._make = make
-        self.opened: dict[str, int] = {}
+        self._opened: dict[str, int] = {}
+        self.used: set[str] = set()
+
+    def has(self, path: str) -> bool:
+        """Whether `parent` leaves open what is: what it handed out before."""
+        return len(self._opened) < _MOST_OPENED or path.rpartition("/")[0] in self._opened
 
     def parent(self, path: str) -> tuple[int, str]:
         """The directory that something is in, and its name there.
@@ -259,13 +268,16 @@ class Directories:
         :raises Refused: the path may not come from outside.
         """
         directory, _, name = path.rpartition("/")
-        fd = self.opened.get(directory)
+        fd = self._opened.get(directory)
         parts = split_path(path) if fd is None else split_path(name)
         if not parts:
             raise Refused(path)
         if fd is None:
+            if len(self._opened) >= _MOST_OPENED:
+                self.close()
             fd = self._open(parts[:-1]) if self._make else self._tree.directory(parts[:-1])
-            self.opened[directory] = fd
+            self._opened[directory] = fd
+            self.used.add(directory)
         return fd, name
 
     def _open(self, parts: list[str]) -> int:
@@ -276,18 +288,19 @@ class Directories:
             if not parts:
                 raise
         above = "/".join(parts[:-1])
-        fd = self.opened.get(above)
+        fd = self._opened.get(above)
         if fd is None:
-            fd = self.opened[above] = self._open(parts[:-1])
+            fd = self._opened[above] = self._open(parts[:-1])
+            self.used.add(above)
         with suppress(FileExistsError):
             os.mkdir(parts[-1], 0o777, dir_fd=fd)
         return os.open(parts[-1], _DIRECTORY, dir_fd=fd)
 
     def close(self) -> None:
         """Lets them go."""
-        for fd in self.opened.values():
+        for fd in self._opened.values():
             os.close(fd)
-        self.opened.clear()
+        self._opened.clear()
 
 
 def open_regular(fd: int, name: str) -> int:

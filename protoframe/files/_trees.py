@@ -34,7 +34,7 @@ from protoframe.files._contract import (
     SmallFile,
 )
 from protoframe.files._copying import Bell
-from protoframe.files._disk import Disk, over
+from protoframe.files._disk import Disk, ended, over
 from protoframe.files._progress import Action, Change, Meter
 from protoframe.files._small import SMALL, BatchWriter
 from protoframe.files._tree import Refused, Tree
@@ -203,24 +203,35 @@ class TreeCopy:
 
         def stop(failure: Any) -> None:
             failed.append(failure.value)
+            if len(failed) > 1:
+                return
             for queue in (self._small, self._large, self._compare, self._compare_small):
                 queue.fail(failure.value)
             for one in (*running, listing):
                 one.cancel()
 
-        # That each is over is told apart: one that fails has others end while it still does, and this go on.
-        listed, *ended = (over(one.addErrback(stop)) for one in (listing, *running))
-        await listed
-        self._compare.end()
-        self._compare_small.end()
-        for one in ended[len(ended) - comparing :] if comparing else []:
-            await one
-        self._small.end()
-        # A small file that cannot be had as one is copied as a large one.
-        await ended[0]
-        self._large.end()
-        for one in ended:
-            await one
+        for one in (*running, listing):
+            one.addErrback(stop)
+        try:
+            # That each is over is told apart: one that fails has others end while it still does, and this go on.
+            await over(listing)
+            self._compare.end()
+            self._compare_small.end()
+            for one in running[len(running) - comparing :] if comparing else []:
+                await over(one)
+            self._small.end()
+            # A small file that cannot be had as one is copied as a large one.
+            await over(running[0])
+            self._large.end()
+            for one in running:
+                await over(one)
+        except CancelledError:
+            for one in (*running, listing):
+                one.cancel()
+            raise
+        finally:
+            # The tree is in use until then.
+            await ended(*running, listing)
         if failed:
             raise failed[0]
         await self._remove_extra()
@@ -485,7 +496,7 @@ class TreeCopy:
 
     async def _get_small(self, waiting: deque[Entry], done: Callable[[Entry, Outcome], None]) -> None:
         digest, pace = self._client.digest, self._client.pace
-        writer = await self._disk.run(BatchWriter, self._tree, digest)
+        writer = await self._disk.open(BatchWriter, self._tree, digest)
         batches = Batches(self._disk, writer)
         asked: deque[Entry] = deque()
         staged: deque[Entry] = deque()

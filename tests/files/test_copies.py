@@ -12,6 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from protoframe import Backoff, IAuthenticator, Identity, Internal, Unavailable
@@ -299,6 +300,87 @@ async def test_copy_that_is_given_up_while_it_is_opened_is_let_go(tmp_path, way,
             await case.run()
         assert case.there.read_bytes() == case.data
         assert len(os.listdir("/proc/self/fd")) < before
+
+
+@pytest_twisted.ensureDeferred
+async def test_put_that_is_cancelled_and_then_cut_off_is_let_go_and_counted_once(tmp_path, monkeypatch):
+    write_down, begins, goes_on = Partial._write, Deferred(), threading.Event()
+
+    def wait(self, run):
+        if not goes_on.is_set():
+            reactor.callFromThread(lambda: begins.called or begins.callback(None))
+            assert goes_on.wait(30)
+        return write_down(self, run)
+
+    monkeypatch.setattr(Partial, "_write", wait)
+    async with ends(tmp_path, quota=100 * MIB) as both:
+        case = Case(both, "put", 3 * MIB)
+        copying = ensureDeferred(case.run())
+        await begins
+        copying.cancel()
+        with pytest.raises(CancelledError):
+            await copying
+        # The server has heard of that, and waits for what is being written, when the connection goes as well.
+        await both.client.stat("")
+        both.cut()
+        again = ensureDeferred(case.run())
+        await both.client.stat("")
+        goes_on.set()
+        await again
+        assert case.there.read_bytes() == case.data
+        assert (both.factory.copies, both.factory.kept, both.factory.quota.used) == ({}, {}, 3 * MIB)
+
+
+@both_ways
+async def test_tree_that_is_given_up_is_not_copied_any_further(tmp_path, way):
+    async with ends(tmp_path) as both:
+        source, target = (both.local, both.root) if way == "put" else (both.root, both.local)
+        for number in range(3000):
+            write(source / "tree" / str(number % 7) / str(number), b"x" * 1000)
+        there = target / "copy"
+        arguments = (str(source / "tree"), "copy") if way == "put" else ("tree", str(there))
+        before = len(os.listdir("/proc/self/fd"))
+        copying = ensureDeferred(getattr(both.client, way)(*arguments))
+        while not there.exists() or len(contents(there)) < 10:
+            await deferLater(reactor, 0.002)
+        copying.cancel()
+        with pytest.raises(CancelledError):
+            await copying
+        # What the server has still to do it has done when it is asked for something else.
+        await both.client.stat("")
+        while leftovers(both.root) or both.factory.disk._under_way:
+            await deferLater(reactor, 0.002)
+        found = contents(there)
+        assert len(found) < 3000
+        await deferLater(reactor, 0.1)
+        assert contents(there) == found
+        assert len(os.listdir("/proc/self/fd")) <= before + 8
+        assert leftovers(both.local) == []
+
+
+def test_unfinished_copy_that_has_the_mode_of_its_source_is_gone_on_with_and_removed(tmp_path, monkeypatch):
+    opened = os.open
+
+    def denied(name, flags, *arguments, **options):
+        # As it is for anybody but root.
+        found = [one for one in (tmp_path / ".pf-files").iterdir() if one.name == name]
+        if found and not found[0].stat().st_mode & 0o600 and not flags & os.O_PATH:
+            raise PermissionError(name)
+        return opened(name, flags, *arguments, **options)
+
+    tree = Tree(str(tmp_path))
+    source = Source(5, 5, 0o044, 16384)
+    partial = Partial(tree, "x", source)
+    partial.sync()
+    partial.close()
+    monkeypatch.setattr(os, "open", denied)
+    partial = Partial(tree, "x", source)
+    assert partial.attempts == 2
+    partial.sync()
+    partial.close()
+    assert clean_partials(tree, -3600) == 2
+    tree.close()
+    assert leftovers(tmp_path) == []
 
 
 @both_ways

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 
@@ -12,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from protoframe.files import _copying
 from protoframe.files._blocks import BlockMap
-from protoframe.files._contract import Again, Block, Digest, Got, Receipt, Source, Want, Whole
+from protoframe.files._contract import Again, Block, Digest, Got, Holes, Receipt, Source, Want, Whole
 from protoframe.files._copying import Receiver
 from protoframe.files._disk import Disk
 from protoframe.files._partial import Partial
@@ -32,6 +33,7 @@ class ReceiverTests(SynchronousTestCase):
     def setUp(self) -> None:
         directory = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, directory)
+        self.directory = directory
         self.tree = Tree(directory)
         self.addCleanup(self.tree.close)
         self.partial = Partial(self.tree, "file", Source(SIZE, 10**18, 0o644, BLOCK, Digest.SHA256))
@@ -72,6 +74,32 @@ class ReceiverTests(SynchronousTestCase):
         self.assertEqual(self.next(), Got(BLOCK))
         self.assertIsInstance(self.next(), Receipt)
         self.assertEqual(self.tree.stat("file").size, SIZE)
+
+    def test_what_is_told_to_be_a_hole_is_one_whatever_came_before(self) -> None:
+        self.assertIsInstance(self.next(), Want)
+        zeros = digest_of(bytes(BLOCK))
+        # Wrong in the first, which is found out; right in the second.
+        self.feed(Block(0, zeros, b"J" * BLOCK), Block(1, digest_of(self.blocks[1]), self.blocks[1]))
+        self.assertEqual([self.next(), self.next()], [Got(2 * BLOCK), Again([0])])
+        self.blocks[0] = self.blocks[1] = bytes(BLOCK)
+        self.feed(
+            Holes(0, 2), *(Block(number, digest_of(self.blocks[number]), self.blocks[number]) for number in range(2, 8))
+        )
+        self.feed(self.whole())
+        while not isinstance(self.next(), Receipt):
+            pass
+        with open(os.path.join(self.directory, "file"), "rb") as file:
+            self.assertEqual(file.read(), b"".join(self.blocks))
+
+    def test_block_that_comes_again_and_again_takes_no_more_room_each_time(self) -> None:
+        last = Block(7, digest_of(self.blocks[7]), self.blocks[7])
+        (journal,) = (name for name in os.listdir(self.tree.partials()) if name.endswith(".journal"))
+        sizes = []
+        for _ in range(3):
+            self.partial.take([last])
+            sizes.append(os.stat(journal, dir_fd=self.tree.partials()).st_size)
+        self.assertEqual(sizes[0], sizes[2])
+        self.assertEqual(self.partial.unchecked, 3 * BLOCK)
 
 
 class Stretches:

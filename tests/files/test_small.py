@@ -42,8 +42,21 @@ def tree(tmp_path):
 
 
 @pytest.fixture
-def writer(tree, way):
-    return BatchWriter(tree, Digest.SHA256)
+def make_writer(tree, way):
+    made = []
+
+    def make(judge=None, replaced=None):
+        made.append(BatchWriter(tree, Digest.SHA256, judge, replaced))
+        return made[-1]
+
+    yield make
+    for writer in made:
+        writer.close()
+
+
+@pytest.fixture
+def writer(make_writer):
+    return make_writer()
 
 
 def small(path, data=b"content", *, mode=0o644, mtime_ns=TIME, digest=None):
@@ -85,9 +98,9 @@ def test_files_are_as_they_were_sent(tree, writer, tmp_path):
     assert in_hidden(tree) == []
 
 
-def test_file_that_is_there_is_replaced_and_of_two_with_one_name_the_last_stays(tree, way, tmp_path):
+def test_file_that_is_there_is_replaced_and_of_two_with_one_name_the_last_stays(tree, make_writer, tmp_path):
     given_back = []
-    writer = BatchWriter(tree, Digest.SHA256, None, given_back.append)
+    writer = make_writer(replaced=given_back.append)
     there = tmp_path / "root" / "there"
     there.write_bytes(b"before")
     assert (
@@ -99,13 +112,27 @@ def test_file_that_is_there_is_replaced_and_of_two_with_one_name_the_last_stays(
     assert in_hidden(tree) == []
 
 
-def test_what_cannot_be_is_refused_and_nothing_of_it_stays(tree, way, tmp_path):
+def test_last_of_two_with_one_name_stays_although_the_name_becomes_free(tree, writer, way, tmp_path, monkeypatch):
+    there = tmp_path / "root" / "there"
+    there.write_bytes(b"before")
+    if way == "native":
+        name_files = _small._native.name_files
+
+        def names(files):
+            result = name_files(files)
+            there.unlink(missing_ok=True)
+            return result
+
+        monkeypatch.setattr(_small._native, "name_files", names)
+    assert store(writer, small("there", b"first"), small("there", b"last")) == [0, 0]
+    assert there.read_bytes() == b"last"
+
+
+def test_what_cannot_be_is_refused_and_nothing_of_it_stays(tree, make_writer, tmp_path):
     (tmp_path / "root" / "directory").mkdir()
     (tmp_path / "root" / "file").write_bytes(b"")
     given_back = []
-    writer = BatchWriter(
-        tree, Digest.SHA256, lambda file: Outcome.READ_ONLY if file.path == "mine" else None, given_back.append
-    )
+    writer = make_writer(lambda file: Outcome.READ_ONLY if file.path == "mine" else None, given_back.append)
     before = len(os.listdir("/proc/self/fd"))
     outcomes = store(
         writer,
@@ -130,9 +157,9 @@ def test_what_cannot_be_is_refused_and_nothing_of_it_stays(tree, way, tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_files_that_are_given_up_leave_nothing(tree, way):
+def test_files_that_are_given_up_leave_nothing(tree, make_writer):
     given_back = []
-    writer = BatchWriter(tree, Digest.SHA256, None, given_back.append)
+    writer = make_writer(replaced=given_back.append)
     before = len(os.listdir("/proc/self/fd"))
     staged = writer.stage([small("a"), small("b"), small("c", digest=bytes(32))])
     assert len(os.listdir("/proc/self/fd")) - before + len(in_hidden(tree)) == 2
@@ -153,6 +180,55 @@ def test_as_many_descriptors_are_held_as_there_are_and_other_files_have_names(tr
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert all((tmp_path / "root" / file.path).read_bytes() == file.data for file in files)
+
+
+def test_few_directories_are_open_at_once_however_many_there_are(tree, writer, way, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = [small(f"{number}/{number % 2}/file", b"%d" % number) for number in range(300)]
+    staged = writer.stage(files)
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 80, limits[1]))
+    try:
+        assert writer.place(staged) == [Outcome.STORED] * 300
+        writer.sync([])
+        found = read_small(tree, [file.path for file in files], Digest.SHA256)
+        assert found == files
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_that_no_more_files_may_be_open_is_no_refusal(tree, way, make_writer, tmp_path):
+    given_back = []
+    writer = make_writer(replaced=given_back.append)
+    staged = writer.stage([small("d/a"), small("d/b")])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+            writer.place(staged)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert given_back == [7, 7]
+    assert in_hidden(tree) == []
+
+
+@pytest.mark.parametrize(("number", "is_told"), [(errno.ENOENT, False), (errno.EMFILE, True), (errno.EIO, True)])
+def test_directory_that_cannot_be_made_durable_is_told_but_for_one_that_is_gone(
+    tree, writer, monkeypatch, number, is_told
+):
+    staged = writer.stage([small("d/a")])
+    writer.sync(staged)
+    writer.place(staged)
+
+    def fail(self, parts):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Tree, "directory", fail)
+    if is_told:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            writer.sync([])
+    else:
+        writer.sync([])
 
 
 @pytest.mark.parametrize(
@@ -205,6 +281,8 @@ def test_files_are_read_as_they_are_and_what_cannot_be_had_is_missing(tree, way,
         (root / path).write_bytes(data)
         os.chmod(root / path, 0o4640)
         os.utime(root / path, ns=(1, TIME))
+    # As far away as is more nanoseconds than 63 bits are.
+    os.utime(root / "c", ns=(1, 9_900_000_000 * 10**9))
     (root / "large").write_bytes(bytes(_small.SMALL + 1))
     os.symlink("c", root / "link")
     os.mkfifo(root / "pipe")
@@ -214,7 +292,8 @@ def test_files_are_read_as_they_are_and_what_cannot_be_had_is_missing(tree, way,
     assert [one.path for one in found] == paths
     for one in found:
         data = contents.get(one.path)
-        expected = Missing(one.path) if data is None else small(one.path, data, mode=0o640)
+        mtime_ns = 9_900_000_000 * 10**9 if one.path == "c" else TIME
+        expected = Missing(one.path) if data is None else small(one.path, data, mode=0o640, mtime_ns=mtime_ns)
         assert one == expected
     assert read_small(tree, [], Digest.SHA256) == []
     assert len(os.listdir("/proc/self/fd")) == before

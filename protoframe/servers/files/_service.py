@@ -46,7 +46,7 @@ from protoframe.files._batches import Batches, in_items, read_ahead
 from protoframe.files._blocks import is_block_size, transfer_key
 from protoframe.files._contract import Digests, Found, Outcomes, Paths, SmallFiles
 from protoframe.files._copying import Receiver, Sender, pump, whole_digest
-from protoframe.files._disk import Disk
+from protoframe.files._disk import Disk, ended
 from protoframe.files._partial import Partial, clean_partials, unfinished
 from protoframe.files._small import BatchWriter
 from protoframe.files._source import SourceFile
@@ -233,6 +233,7 @@ class FilesService(Files, name="Files"):
             raise TryLater(retry_after=1.0)
         copy = store.copies[key] = _Copy()
         reserved = 0
+        is_spoilt = False
         partial: Partial | None = None
         pumping: Deferred[None] | None = None
         try:
@@ -257,22 +258,22 @@ class FilesService(Files, name="Files"):
         except OSError as error:
             raise _told(error) from None
         except CorruptCopy:
-            if partial is not None:
-                await self._disk.run(partial.discard)
-                partial = None
+            is_spoilt = True
             raise
         finally:
             if pumping is not None:
                 pumping.cancel()
-            if partial is not None:
-                await self._disk.run(partial.close)
-            if partial is not None and reserved and store.quota.limit is not None:
-                # What was written stays, to be gone on with, and takes room.
-                store.kept[partial.key] = reserved
-            else:
-                store.quota.give_back(reserved)
-            del store.copies[key]
-            copy.over.callback(None)
+            try:
+                if partial is not None:
+                    await ended(self._disk.run(partial.discard if is_spoilt else partial.close))
+            finally:
+                if partial is not None and reserved and not is_spoilt and store.quota.limit is not None:
+                    # What was written stays, to be gone on with, and takes room.
+                    store.kept[partial.key] = reserved
+                else:
+                    store.quota.give_back(reserved)
+                del store.copies[key]
+                copy.over.callback(None)
 
     async def read_many(self, paths: AsyncIterator[Paths], digest: Digest) -> AsyncIterator[Found]:
         """Copies small files to the caller."""
@@ -323,7 +324,7 @@ class FilesService(Files, name="Files"):
             async for some in files:
                 yield [judge(file) or Outcome.READ_ONLY for file in some]
             return
-        writer = await self._disk.run(BatchWriter, self._tree, digest, judge, quota.give_back)
+        writer = await self._disk.open(BatchWriter, self._tree, digest, judge, quota.give_back)
         batches = Batches(self._disk, writer)
 
         async def fill() -> None:
