@@ -60,7 +60,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.json = options.json or ROOT / "build" / "files-benchmarks.json"
     for text in options.only:
-        if not any(text.lower() in workload.name for workload in WORKLOADS):
+        if not any(text.lower() in workload.name.lower() for workload in WORKLOADS):
             parser.error(f"no workload has {text!r} in its name; see --list")
     if not options.dir.is_dir():
         parser.error(f"--dir: {options.dir} is no directory")
