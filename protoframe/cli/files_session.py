@@ -170,7 +170,9 @@ async def _connected(
 
     from protoframe.cli.running import opened_in_time
     from protoframe.files import FILES_LIMITS, Digest, DigestUnavailable, FileClient
+    from protoframe.files._system import raise_open_files
 
+    raise_open_files(reactor)
     limits = dataclasses.replace(
         FILES_LIMITS, handshake_timeout=settings.timeout, close_timeout=_CLOSING, default_timeout=settings.timeout
     )

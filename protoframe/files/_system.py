@@ -8,14 +8,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from collections import deque
 from contextlib import suppress
+from typing import Any
 
 __all__ = [
     "FULL",
     "OpenWatch",
     "Trail",
     "keep_memory",
+    "raise_open_files",
     "rename_to_new",
     "sync_filesystem",
 ]
@@ -57,6 +60,17 @@ def keep_memory() -> None:
     if _mallopt is not None:
         for name, value in _MALLOC.items():
             _mallopt(name, value)
+
+
+def raise_open_files(reactor: Any, most: int = 16384) -> None:
+    """Lets a program that is ours open more files than it may by default, if it may have that; for small files.
+
+    :param reactor: nothing is done for one that uses ``select``, which knows no more than 1024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted and "select" not in type(reactor).__module__:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def sync_filesystem(fd: int) -> bool:

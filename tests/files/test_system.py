@@ -6,11 +6,13 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 
 import pytest
+from twisted.internet.selectreactor import SelectReactor
 
 from protoframe.files import _system
-from protoframe.files._system import OpenWatch, Trail
+from protoframe.files._system import OpenWatch, Trail, raise_open_files
 from tests.files.support import MIB
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -86,3 +88,20 @@ def test_system_that_cannot_tell_says_so(monkeypatch):
     monkeypatch.setattr(_system, "_inotify_init1", None)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSYS)):
         OpenWatch(0)
+
+
+def test_more_files_may_be_open_where_they_may_and_the_reactor_can(monkeypatch):
+    limits = [256, 4096]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, found: limits.__setitem__(slice(None), found))
+    raise_open_files(SelectReactor.__new__(SelectReactor))
+    assert limits == [256, 4096]
+    raise_open_files(object())
+    assert limits == [4096, 4096]
+    limits[:] = [256, resource.RLIM_INFINITY]
+    raise_open_files(object())
+    assert limits == [16384, resource.RLIM_INFINITY]
+    for limits[:] in ([20000, 20000], [resource.RLIM_INFINITY, resource.RLIM_INFINITY]):
+        before = list(limits)
+        raise_open_files(object())
+        assert limits == before

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 from twisted.internet.defer import Deferred
 from twisted.python import usage
 
+from protoframe.files._system import raise_open_files
 from protoframe.servers.files._access import Access, Quota, Rule, parse_rule
 from protoframe.servers.files._service import KEEP_PARTIALS, MAX_FILE, FilesFactory, FilesService
 from protoframe.service import ServerOptions, ServerService
@@ -102,6 +103,7 @@ def makeService(options: Options) -> FilesServerService:
     """The service that twistd runs."""
     from twisted.internet import reactor
 
+    raise_open_files(reactor)
     access = Access(options["allow"], read_only=bool(options["read-only"]))
     factory = FilesFactory(
         cast("Any", reactor),
