@@ -359,11 +359,7 @@ def clean_partials(tree: Tree, older_than: float) -> int:
         # Not the time of the last write: that becomes the source's before the file goes to its place.
         if stat.S_ISREG(status.st_mode) and status.st_ctime <= limit:
             with suppress(OSError):
-                try:
-                    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-                except PermissionError:
-                    _make_ours(name, directory)
-                    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+                fd = _open_ours(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, directory)
                 try:
                     # One that is being made is locked by its journal; its data is as young as that.
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -385,16 +381,20 @@ def unfinished(tree: Tree) -> dict[str, int]:
 
 
 def _open_own(name: str, directory: int) -> int:
-    try:
-        fd = os.open(name, _OPEN, 0o600, dir_fd=directory)
-    except PermissionError:
-        # It has the mode of its source already, which may not even be ours to write.
-        _make_ours(name, directory)
-        fd = os.open(name, _OPEN, 0o600, dir_fd=directory)
+    fd = _open_ours(name, _OPEN, directory)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FileNotFoundError(name)
     return fd
+
+
+def _open_ours(name: str, flags: int, directory: int) -> int:
+    """Opens a file of ours, also one that has the mode of its source already, which may not let us."""
+    try:
+        return os.open(name, flags, 0o600, dir_fd=directory)
+    except PermissionError:
+        _make_ours(name, directory)
+        return os.open(name, flags, 0o600, dir_fd=directory)
 
 
 def _make_ours(name: str, directory: int) -> None:
